@@ -1,0 +1,243 @@
+"""One typed config tree, read from `HOME/stoke.toml`; the resolved copy is saved with every run.
+
+Unknown keys are refused with the nearest known name. Every key has a docstring; `describe` turns them into the
+commented file that `stoke init` writes.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stokehold.core.errors import ConfigError
+
+LOCKED_KEYS = ("model.base", "model.architecture", "model.vocabulary", "data.max_length")
+"""Keys that may not change under a running lineage: resumed steps would train another model."""
+
+
+class Section(BaseModel):
+    """Base of every table: frozen, unknown keys refused, docstrings kept as descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    base: str = ""
+    """Folder of the imported base model, relative to the home (`base/<hash>`)."""
+    architecture: str = ""
+    """Class name from the base model's config.json, filled in by `stoke init`."""
+    vocabulary: int = Field(0, ge=0)
+    """Rows of the embedding, filled in by `stoke init`; 0 before there is a model."""
+    method: Literal["full"] = "full"
+    """What is trained: every weight."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and activations."""
+
+
+class DataConfig(Section):
+    max_length: int = Field(2048, ge=16)
+    """Longest document in tokens; longer rows are rejected, with their number."""
+    window_rows: int = Field(1024, ge=1)
+    """Rows shuffled, tokenised and packed together; memory and the resume cursor depend on it."""
+    max_line_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    """A longer line is rejected without being read into memory."""
+    strict: bool = False
+    """Refuse a file with any bad line instead of training on its good ones."""
+    seed: int = 0
+    """Order of rows; with the content it decides every batch."""
+
+
+class TrainingConfig(Section):
+    epochs: int = Field(1, ge=1)
+    """How often each accepted example is trained."""
+    micro_batch_tokens: int = Field(4096, ge=16)
+    """Capacity of one packed batch in tokens."""
+    accumulation: int = Field(1, ge=1)
+    """Packed batches per optimiser step."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "wsd", "cosine"] = "constant"
+    """Shape after warm-up; it depends on configuration and step only."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps from 0 to the peak."""
+    total_steps: int = Field(0, ge=0)
+    """Where `cosine` and `wsd` end their decay, and hold their floor; 0 with `constant`."""
+    decay_share: float = Field(0.3, gt=0, le=1)
+    """Share of total_steps that `wsd` spends decaying."""
+    floor_share: float = Field(0.05, ge=0, le=1)
+    """Learning rate after the decay, as a share of the peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled decay, on matrices only."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's second moment."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    checkpoint_steps: int = Field(200, ge=1)
+    """Steps between checkpoints; pause, stop and the end of a file always make one."""
+    eval_steps: int = Field(0, ge=0)
+    """Steps between evaluations inside a file; 0 evaluates at its end only."""
+    sample_steps: int = Field(100, ge=0)
+    """Steps between in-training samples (prompt, gold, answer, match); 0 for none."""
+    seed: int = 0
+    """Dropout and initialisation."""
+    threads: int = Field(0, ge=0)
+    """CPU threads for torch; 0 takes the cores. Part of exactness on a CPU."""
+
+
+class ObjectivesConfig(Section):
+    cross_entropy: float = Field(1.0, ge=0)
+    """Weight of the next-token loss over assistant tokens."""
+
+
+class EvaluationConfig(Section):
+    holdout_share: float = Field(0.02, ge=0, lt=1)
+    """Share of a submitted file set aside for the suite `inbox`."""
+    suites: tuple[str, ...] = ()
+    """Suites each checkpoint is judged on; empty takes every file in `suites/`."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest generated answer in tokens."""
+    batch_size: int = Field(64, ge=1)
+    """Items generated together."""
+    equivalence_margin: float = Field(0.02, gt=0, lt=1)
+    """A difference in exact match that does not matter."""
+    rollback_margin: float = Field(0.2, gt=0, le=1)
+    """A loss of exact match against the champion beyond which training goes on from the champion at once."""
+
+
+class ImprovementConfig(Section):
+    enabled: bool = False
+    """Write mined failures and fresh problems back into the inbox after each evaluation."""
+    family: str = "syllo"
+    """Task family that the generator draws from."""
+    levels: tuple[int, ...] = (1, 2, 3)
+    """Levels it may draw."""
+    rows: int = Field(2000, ge=1)
+    """Rows per generated file."""
+    failure_share: float = Field(0.3, ge=0, le=1)
+    """Largest share of a generated file that answers mined failures."""
+    max_depth: int = Field(2, ge=0)
+    """Longest queue that generation may add to."""
+    max_files: int = Field(0, ge=0)
+    """Generated files in all; 0 for no bound."""
+
+
+class DevicesConfig(Section):
+    trainer: str = "cpu"
+    """`cpu` or `cuda:N`."""
+    evaluator: str = "share"
+    """`share` evaluates inside the trainer process between steps."""
+
+
+class TelemetryConfig(Section):
+    interval_s: float = Field(1.0, gt=0)
+    """Seconds between samples."""
+    gpu_rated_w: float = Field(200.0, gt=0)
+    """Rated power for α when the card does not tell its own limit."""
+    gpu_limit_c: float = Field(83.0, gt=0)
+    """Temperature limit for T_s when the card does not tell it."""
+    cpu_rated_w: float = Field(125.0, gt=0)
+    """Rated CPU power for α."""
+    cpu_limit_c: float = Field(80.0, gt=0)
+    """CPU temperature limit."""
+
+
+class WebConfig(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but loopback needs the token."""
+    port: int = Field(8080, ge=0, le=65535)
+    """0 takes a free port."""
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8090, ge=0, le=65535)
+    """0 takes a free port."""
+    max_batch: int = Field(16, ge=1)
+    """Requests generated together."""
+
+
+class StoreConfig(Section):
+    database_url: str = ""
+    """SQLAlchemy URL; empty for `HOME/stoke.db`."""
+    keep_checkpoints: int = Field(3, ge=1)
+    """Newest checkpoints kept beside those of the champion and of unfinished jobs."""
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    """The base model."""
+    data: DataConfig = DataConfig()
+    """From lines to batches."""
+    training: TrainingConfig = TrainingConfig()
+    """The loop."""
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    """Weights of the loss components."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out work and the verdict."""
+    improvement: ImprovementConfig = ImprovementConfig()
+    """What the model got wrong becomes the next file."""
+    devices: DevicesConfig = DevicesConfig()
+    """Where the work runs."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """Sensors."""
+    web: WebConfig = WebConfig()
+    """The dashboard."""
+    serve: ServeConfig = ServeConfig()
+    """The inference node."""
+    store: StoreConfig = StoreConfig()
+    """Database and retention."""
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "stoke.toml") -> Config:
+    """The checked config, or a `ConfigError` that names the key and the nearest known one."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            raise ConfigError("unknown key", f"{source}: {'.'.join(path)}", _nearest(path)) from error
+        raise ConfigError(first["msg"], f"{source}: {'.'.join(path)} = {first['input']!r}", "correct the value") from error
+
+
+def config_json(config: Config) -> str:
+    """Canonical JSON of the tree: equal settings print equal; what lineage hashes."""
+    return config.model_dump_json()
+
+
+def describe(config: Config) -> str:
+    """The config as commented TOML: each key under its one-line meaning."""
+    lines: list[str] = []
+    for name, section in _sections(config):
+        lines += ["", f"# {Config.model_fields[name].description}", f"[{name}]"]
+        for key, info in type(section).model_fields.items():
+            lines += [f"# {info.description}", f"{key} = {_toml(getattr(section, key))}"]
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _sections(config: Config) -> Iterator[tuple[str, Section]]:
+    for name in Config.model_fields:
+        yield name, getattr(config, name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return repr(value)
+
+
+def _nearest(path: list[str]) -> str:
+    fields: Any = Config
+    for part in path[:-1]:
+        fields = fields.model_fields[part].annotation
+    close = difflib.get_close_matches(path[-1], list(fields.model_fields), n=1, cutoff=0.0)
+    return f"did you mean {'.'.join([*path[:-1], close[0]])}?"

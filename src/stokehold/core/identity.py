@@ -1,0 +1,56 @@
+"""What makes two pieces of content the same: hashes of text, prompts and problems.
+
+All hashes are BLAKE3, written in hex. The held-out share of task families is decided here, so that a generator,
+the firewall at ingest and an evaluation suite can never disagree.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from blake3 import blake3
+
+from stokehold.core.records import Message
+
+ID_HEX_CHARS = 16
+"""Characters of a short id: 64 bits, a collision in 10 million rows has a chance of 3e-6."""
+
+HOLDOUT_MODULUS = 16
+"""One identity in 16 is held out (reference: tasks)."""
+
+_SPACE = re.compile(r"\s+")
+
+
+def content_hash(*parts: str) -> str:
+    """64 hex characters over the parts, each length-prefixed so that ("ab","c") differs from ("a","bc")."""
+    hasher = blake3()
+    for part in parts:
+        encoded = part.encode()
+        hasher.update(len(encoded).to_bytes(8, "little"))
+        hasher.update(encoded)
+    return hasher.hexdigest()
+
+
+def short_id(*parts: str) -> str:
+    """The first `ID_HEX_CHARS` of `content_hash`."""
+    return content_hash(*parts)[:ID_HEX_CHARS]
+
+
+def is_holdout(identity: str) -> bool:
+    """Whether the problem with this identity string belongs to the held-out split, for ever."""
+    return int(content_hash(identity)[:16], 16) % HOLDOUT_MODULUS == 0
+
+
+def normalise(text: str) -> str:
+    """Case and white space folded, so that a reformatted copy of a prompt is still that prompt."""
+    return _SPACE.sub(" ", text).strip().casefold()
+
+
+def prompt_hash(messages: Sequence[Message]) -> str:
+    """Identity of a conversation's question: every message before the last assistant turn, normalised."""
+    last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
+    return content_hash(*_flat((m.role, normalise(m.content)) for m in messages[:last]))
+
+
+def _flat(pairs: Iterable[tuple[str, str]]) -> Iterable[str]:
+    for pair in pairs:
+        yield from pair
