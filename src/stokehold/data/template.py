@@ -1,0 +1,201 @@
+"""A model's own chat template: conversations become text, with the character span of every answer.
+
+Templates come with downloaded models, so they run in Jinja's immutable sandbox, see nothing but strings, and may read
+no clock. What somebody typed can never become a control token: its places in the text are told apart from the
+template's own (`Rendering.typed`), and the tokenizer encodes them as ordinary text.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from stokehold.core.errors import InputError
+from stokehold.core.records import Message
+
+FOLDED_SYSTEM = "the template has no system role: folded into the next user turn"
+
+THE_DATE = datetime(2024, 7, 26)
+"""What `strftime_now` answers: with today's date the batches of a resumed run would differ. Llama's own default."""
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Noncharacters of Unicode, never valid in a text, mark what was typed while the template runs."""
+
+_VARIANTS: tuple[Mapping[str, Any], ...] = ({"enable_thinking": False}, {})
+"""Without thinking first: the prompt then ends where the answer begins, and no template token has to be learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A conversation as text. `spans` are character ranges to train, each from the first character that inference
+    would generate through the end-of-turn token; `typed` are ranges that look like control tokens and are not."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...] = ()
+    typed: tuple[tuple[int, int], ...] = ()
+
+
+class _Generation(Extension):
+    """Accepts {% generation %} marks, which other trainers read; ours come from the text itself."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class ChatTemplate:
+    """The template `source`, with the special tokens it may name (`bos_token`, …) and the control tokens that
+    typed text must not make."""
+
+    def __init__(self, source: str, special: Mapping[str, str], control: Iterable[str]) -> None:
+        self.source = source
+        self._special = dict(special)
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        try:
+            self._compiled = _environment().from_string(source)
+        except TemplateError as error:
+            raise InputError(f"the chat template does not compile: {error}", fix="use another model folder") from error
+        self.folds_system = not self._accepts_system()
+        self.end_of_turn = self._find_end_of_turn()
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, thinking: bool = False) -> Rendering:
+        """The conversation as the model reads it; InputError with the template's words when it refuses it."""
+        variant = {} if thinking else _VARIANTS[0]
+        return _unmark(self._run(self._prepare(messages), add_generation_prompt, variant))
+
+    def documents(self, messages: Sequence[Message]) -> list[Rendering]:
+        """What to train: one rendering with every answer's span, or one per answer where the template rewrites
+        earlier turns, each in the form that inference will see. Answers without content are not trained."""
+        prepared = self._prepare(messages)
+        answers = [i for i, m in enumerate(prepared) if m["role"] == "assistant" and m["content"].strip()]
+        turns = [self._turn(prepared[: i + 1]) for i in answers]
+        if not turns:
+            raise InputError("no assistant turn with content")
+        whole = turns[-1]
+        if all(whole.text.startswith(turn.text) for turn in turns):
+            return [Rendering(whole.text, tuple(turn.spans[0] for turn in turns), whole.typed)]
+        return turns
+
+    def _turn(self, messages: list[dict[str, str]]) -> Rendering:
+        """The conversation through its last message, an answer, with that answer's span."""
+        for variant in _VARIANTS:
+            marked = self._run(messages, False, variant)
+            head = self._run(messages[:-1], True, variant)
+            if marked.startswith(head):
+                return self._with_span(_unmark(marked), len(_unmark(head).text))
+        # The prompt that inference sees is no prefix of this text: the answer itself is searched for in it.
+        rendering = _unmark(marked)
+        answer = _unmark(messages[-1]["content"]).text.strip()
+        start = rendering.text.rfind(answer)
+        if start < 0:
+            raise InputError("the chat template does not write the answer as it is")
+        return self._with_span(rendering, start)
+
+    def _with_span(self, rendering: Rendering, start: int) -> Rendering:
+        end = rendering.text.rfind(self.end_of_turn)
+        if end < start:
+            raise InputError(f"the chat template does not end this answer with {self.end_of_turn}")
+        return Rendering(rendering.text, ((start, end + len(self.end_of_turn)),), rendering.typed)
+
+    def _prepare(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        plain = [{"role": m.role, "content": self._mark(m.content)} for m in messages]
+        return fold_system(plain) if self.folds_system else plain
+
+    def _mark(self, content: str) -> str:
+        if not self._control.search(content):
+            return content
+        if _OPEN in content or _CLOSE in content:
+            raise InputError("a control token beside the noncharacter U+FDD0 or U+FDD1")
+        return self._control.sub(f"{_OPEN}\\g<0>{_CLOSE}", content)
+
+    def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool, variant: Mapping[str, Any]) -> str:
+        try:
+            return self._compiled.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
+                **variant,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            raise InputError(f"the chat template refuses the conversation: {error}") from error
+
+    def _accepts_system(self) -> bool:
+        """Asked rather than read: some templates raise on a system turn, others leave it out without a word."""
+        try:
+            text = self._run([{"role": "system", "content": "q1z"}, {"role": "user", "content": "a"}], True, {})
+        except InputError:
+            return False
+        return "q1z" in text
+
+    def _find_end_of_turn(self) -> str:
+        """The first control token that the template writes after an answer."""
+        text = self._run([{"role": "user", "content": "a"}, {"role": "assistant", "content": "q1z"}], False, {})
+        found = self._control.search(text, text.rfind("q1z"))
+        if found is None:
+            fix = "use a model whose template closes each answer with a special token"
+            raise InputError("the chat template ends no answer, so a model would never learn to stop", fix=fix)
+        return found.group()
+
+
+def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """System turns put in front of the user turn that follows; one that no user turn follows becomes a user turn."""
+    folded: list[dict[str, str]] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        elif waiting and message["role"] == "user":
+            folded.append({"role": "user", "content": "\n\n".join((*waiting, message["content"]))})
+            waiting = []
+        else:
+            folded += [{"role": "user", "content": "\n\n".join(waiting)}] if waiting else []
+            folded.append(message)
+            waiting = []
+    return folded + ([{"role": "user", "content": "\n\n".join(waiting)}] if waiting else [])
+
+
+def _unmark(marked: str) -> Rendering:
+    """The text without marks, and where they stood. A filter of the template may have torn a pair: then the lone
+    mark is dropped and the rest is ordinary text."""
+    if _OPEN not in marked and _CLOSE not in marked:
+        return Rendering(marked)
+    text, typed, length = [], [], 0
+    for number, piece in enumerate(re.split(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}", marked)):
+        clean = piece.replace(_OPEN, "").replace(_CLOSE, "")
+        if number % 2:
+            typed.append((length, length + len(clean)))
+        text.append(clean)
+        length += len(clean)
+    return Rendering("".join(text), typed=tuple(typed))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Block trimming and names as chat templates expect them."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = THE_DATE.strftime
+    return environment
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

@@ -1,0 +1,303 @@
+"""Text to token ids and back, as the model's own folder says, with what of a conversation is trained.
+
+`tokenizer.json` and the chat template are read with `tokenizers` and sandboxed Jinja rather than with transformers,
+whose import costs 2.6 s and loads torch; a folder in an older format is converted by transformers, never with remote
+code. Training and inference share one form: ids of a prompt are a prefix of the ids trained on it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from stokehold.core.errors import InputError, NotFoundError
+from stokehold.core.identity import short_id
+from stokehold.core.records import Message, Sample
+from stokehold.data.template import ChatTemplate, Rendering
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Keys of tokenizer_config.json that a chat template may write."""
+
+END_OF_TEXT, START_OF_TURN, END_OF_TURN, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+
+CHATML = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{- message['content'] + '<|im_end|>' }}{%- endgeneration %}
+    {%- else %}
+        {{- message['content'] + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+WORDS = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""Where text is cut before merging: runs of letters, single digits, runs of punctuation, line ends, spaces. A letter
+run behind a quote never has the quote or a space in it, so a syllable has the same tokens in a bank and in JSON."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Document:
+    """Token ids [n] and, per token, whether predicting it is trained [n]; the first is never: nothing precedes it."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+class ChatTokenizer:
+    """A tokenizer with its chat template; `load_tokenizer` makes one. Safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, special: dict[str, str], stops: set[int]) -> None:
+        """`special` names tokens (`eos_token`, …); `stops` are ids that end an answer beside the template's own."""
+        self.template = template
+        self._text = tokenizer
+        # The post-processor would add tokens that the template writes itself, and trims the offsets we map spans with.
+        self._chat = _copy(tokenizer)
+        self._chat.post_processor = None
+        self._typed = _copy(self._chat)
+        self._typed.encode_special_tokens = True
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(vocabulary.values()) + 1
+        named = {vocabulary[special[k]] for k in ("eos_token",) if special.get(k) in vocabulary}
+        self.stop_ids = frozenset(stops | named | {vocabulary[template.end_of_turn]})
+        self.pad_id = vocabulary.get(special.get("pad_token", ""), min(self.stop_ids))
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of the chat template: another template is another training form."""
+        return short_id(self.template.source)
+
+    @property
+    def folds_system(self) -> bool:
+        """Whether system turns are folded into user turns because the template refuses them."""
+        return self.template.folds_system
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as text; InputError in the template's words where it refuses it."""
+        return self.template.render(messages, add_generation_prompt).text
+
+    def encode(self, sample: Sample) -> list[Document]:
+        """The documents to train on one row; InputError where the template refuses it. See `encode_many`."""
+        (outcome,) = self.encode_many([sample])
+        if isinstance(outcome, InputError):
+            raise outcome
+        return outcome
+
+    def encode_many(self, samples: Sequence[Sample]) -> list[list[Document] | InputError]:
+        """Per row its documents, or why it has none, in the order given.
+
+        Conversations train every answer with its end-of-turn token; plain text trains every token but its first.
+        """
+        outcomes: list[list[Document] | InputError] = [[] for _ in samples]
+        texts: list[tuple[int, str]] = []
+        renderings: list[tuple[int, Rendering]] = []
+        for number, sample in enumerate(samples):
+            if sample.text is not None:
+                texts.append((number, sample.text))
+                continue
+            try:
+                renderings += [(number, rendering) for rendering in self.template.documents(sample.messages)]
+            except InputError as error:
+                outcomes[number] = error
+        documents = [
+            *self._encode_texts([text for _, text in texts]),
+            *self._encode_renderings([rendering for _, rendering in renderings]),
+        ]
+        for (number, _), document in zip([*texts, *renderings], documents, strict=True):
+            place = outcomes[number]
+            assert isinstance(place, list)
+            place.append(document)
+        return outcomes
+
+    def prompt_ids(self, messages: Sequence[Message], thinking: bool = False) -> list[int]:
+        """Ids of the conversation through the point where an answer begins. `thinking` leaves the thinking block of
+        a template that has one to the model; without it the block is written empty, as it is in training."""
+        rendering = self.template.render(messages, add_generation_prompt=True, thinking=thinking)
+        return list(self._encode_rendering(rendering).ids)
+
+    def answer_ids(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Prompt and gold ids of the last assistant turn, the end of turn included: what training trains for it."""
+        rendering = self.template.documents(messages)[-1]
+        encoding = self._encode_rendering(rendering)
+        first, last = _tokens_of(encoding, rendering.spans[-1])
+        ids = encoding.ids
+        return ids[:first], ids[first:last]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens are skipped."""
+        return str(self._text.decode(list(ids), skip_special_tokens=True))
+
+    def _encode_texts(self, texts: list[str]) -> list[Document]:
+        """Plain text with what the tokenizer itself puts around it (some models read a begin-of-text token)."""
+        return [_document(encoding.ids, slice(1, None)) for encoding in self._text.encode_batch_fast(texts)]
+
+    def _encode_renderings(self, renderings: list[Rendering]) -> list[Document]:
+        simple = [r.text for r in renderings if not r.typed]
+        encodings = iter(self._chat.encode_batch(simple, add_special_tokens=False))
+        documents = []
+        for rendering in renderings:
+            encoding = self._encode_rendering(rendering, None if rendering.typed else next(encodings))
+            spans = [slice(*_tokens_of(encoding, span)) for span in rendering.spans]
+            documents.append(_document(encoding.ids, *spans))
+        return documents
+
+    def _encode_rendering(self, rendering: Rendering, whole: Encoding | None = None) -> Encoding:
+        """The tokens of a rendering; no token crosses the start of a span, because at inference none can."""
+        if not rendering.typed:
+            whole = whole or self._chat.encode(rendering.text, add_special_tokens=False)
+            if not any(_crosses(whole, start) for start, _ in rendering.spans):
+                return whole
+        edges = {0, len(rendering.text), *(start for start, _ in rendering.spans)}
+        edges |= {edge for span in rendering.typed for edge in span}
+        cuts = sorted(edges)
+        typed = set(rendering.typed)
+        pieces = [
+            (self._typed if (start, end) in typed else self._chat).encode(
+                rendering.text[start:end], add_special_tokens=False
+            )
+            for start, end in zip(cuts, cuts[1:], strict=False)
+        ]
+        return Encoding.merge(pieces, growing_offsets=True)
+
+
+def load_tokenizer(folder: Path) -> ChatTokenizer:
+    """The tokenizer of a model folder. InputError with the fix where it has no tokenizer or no chat template."""
+    if not folder.is_dir():
+        raise NotFoundError("there is no such model folder", str(folder))
+    config = _read_json(folder / "tokenizer_config.json")
+    special = {**_named(_read_json(folder / "special_tokens_map.json")), **_named(config)}
+    tokenizer = _read_tokenizer(folder)
+    control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    try:
+        template = ChatTemplate(_read_template(folder, config), special, control)
+    except InputError as error:
+        raise InputError(error.what, error.where or str(folder), error.fix) from error
+    stops = _read_json(folder / "generation_config.json").get("eos_token_id") or []
+    return ChatTokenizer(tokenizer, template, special, {stops} if isinstance(stops, int) else set(stops))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Writes a byte-level BPE tokenizer of at most `vocab_size` tokens with a ChatML template into `folder`.
+
+    Deterministic in `texts`. Lossless: every string decodes to itself. `AutoTokenizer.from_pretrained(folder)` loads it.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[AddedToken(t, special=True) for t in (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PAD)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": END_OF_TURN,
+        "pad_token": PAD,
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHATML)
+
+
+def _document(ids: Sequence[int], *trained: slice) -> Document:
+    mask = np.zeros(len(ids), dtype=np.bool_)
+    for part in trained:
+        mask[part] = True
+    mask[:1] = False
+    return Document(np.asarray(ids, dtype=np.int32), mask)
+
+
+def _tokens_of(encoding: Encoding, span: tuple[int, int]) -> tuple[int, int]:
+    """The token range [first, last) of a character range. Characters that a normaliser dropped belong to no token."""
+    start, end = span
+    first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
+    last = next((t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None), None)
+    assert first is not None, "a span holds at least the end-of-turn token"
+    assert last is not None, "a span holds at least the end-of-turn token"
+    return first, last + 1
+
+
+def _crosses(encoding: Encoding, edge: int) -> bool:
+    """Whether one token holds characters on both sides of `edge`."""
+    token = encoding.char_to_token(edge)
+    place = None if token is None else encoding.token_to_chars(token)
+    return place is not None and place[0] < edge
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        return _copy(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+        return _convert(folder)
+    raise InputError("no tokenizer.json", str(folder), "use a model folder that has its tokenizer files")
+
+
+def _convert(folder: Path) -> Tokenizer:
+    # Deferred: it loads torch, and only folders in an older format need it.
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _copy(loaded.backend_tokenizer)
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        fix = "save it as tokenizer.json with the library it came from"
+        raise InputError(f"the tokenizer cannot be converted: {error}", str(folder), fix) from error
+
+
+def _read_template(folder: Path, config: dict[str, Any]) -> str:
+    """The default template; the file of its own wins over the key, as in transformers."""
+    path = folder / "chat_template.jinja"
+    found = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    found = found or _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(found, list):
+        found = next((t["template"] for t in found if t["name"] == "default"), None)
+    if not isinstance(found, str):
+        fix = "use the instruct version of the model, or add a chat_template.jinja"
+        raise InputError("no chat template", str(folder), fix)
+    return found
+
+
+def _named(config: dict[str, Any]) -> dict[str, str]:
+    """Special tokens by their name; older files write them as objects."""
+    values = {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k in NAMED_TOKENS}
+    return {k: v for k, v in values.items() if isinstance(v, str)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}", str(path), "take the file from the model again") from error
+    return tree if isinstance(tree, dict) else {}

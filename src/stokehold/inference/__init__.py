@@ -1,0 +1,1 @@
+"""Answers from weights: batched generation with token log-probabilities, the OpenAI server, the model registry."""

@@ -1,0 +1,38 @@
+"""Borrow a live model for inference and hand it back exactly as it was.
+
+A trainer lends its model between two steps. While it is lent every module is in eval mode and attention is plain
+SDPA; afterwards each module has its own mode again and the trainer's attention is back. Nothing else is touched:
+no weight, no gradient, no global RNG, no field of the config.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+ATTENTION = "sdpa"
+"""Knows padding masks and KV caches; a trainer's packed attention knows neither."""
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, SDPA and no autograd inside the block; all three as before after it, errors included.
+
+    `no_grad` and not `inference_mode`: buffers that a model caches in forward (rotary tables) must stay usable in
+    the next training step.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    attention = model.config._attn_implementation
+    try:
+        if attention != ATTENTION:
+            model.set_attn_implementation(ATTENTION)
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        if attention != ATTENTION:
+            model.set_attn_implementation(attention)
+        for module, training in modes:
+            module.training = training

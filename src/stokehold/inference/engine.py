@@ -1,0 +1,156 @@
+"""Answers and likelihoods of one model: greedy batches for evaluation, single streams for serving.
+
+The engine borrows the model for each batch and hands it back as it was (weights, RNG, modes, attention, config), so a
+trainer may call it between two steps on its live weights. Neither batch size nor order changes a completion, exact
+ties of logits aside.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from stokehold.core.errors import InputError
+from stokehold.core.records import Completion, Message, Sample
+from stokehold.data.tokenizer import ChatTokenizer
+from stokehold.inference.borrow import borrowed
+from stokehold.inference.decoding import Decoded, greedy, tail_logprobs
+from stokehold.inference.streaming import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A sample as token ids; `head` and `tail` are what training would show and train for its gold answer."""
+
+    number: int
+    sample: Sample
+    prompt: list[int]
+    head: list[int]
+    tail: list[int]
+
+
+class Engine:
+    """One model with its tokenizer. `device` moves the model when given; None leaves it where it is."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: ChatTokenizer, device: torch.device | str | None = None
+    ) -> None:
+        self.model = model
+        if device is not None:
+            torch.nn.Module.to(model, device)
+        self.tokenizer = tokenizer
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_tokens: int = limit or 2**31
+        """Positions the model has, prompt and answer together."""
+
+    def complete(self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int) -> list[Completion]:
+        """One completion per sample, in the order given."""
+        found: dict[int, Completion] = {}
+        for part in self.complete_batches(samples, max_new_tokens, batch_size):
+            found.update(part)
+        return [found[number] for number in range(len(samples))]
+
+    def complete_batches(
+        self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int
+    ) -> Iterator[dict[int, Completion]]:
+        """Completions by index into `samples`, batch after batch; the model is handed back between batches.
+
+        A prompt that leaves no room in the context ends with `finish_reason` error and its reason; so does plain text,
+        which asks nothing, but its likelihood is measured. `error` beside another reason is about the gold answer.
+        """
+        items = [self._item(number, sample) for number, sample in enumerate(samples)]
+        items.sort(key=lambda item: len(item.prompt), reverse=True)
+        for start in range(0, len(items), batch_size):
+            batch = items[start : start + batch_size]
+            with borrowed(self.model):
+                done = self._batch(batch, max_new_tokens)
+            yield done
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """The answer to a conversation as an iterator of text pieces; temperature 0 is greedy.
+
+        Raises `InputError` when the conversation leaves no room in the context. The model is borrowed from the first
+        piece until the iterator ends or is closed.
+        """
+        prompt = self.tokenizer.prompt_ids(messages)
+        room = self.context_tokens - len(prompt)
+        if room < 1:
+            raise InputError(
+                "the conversation does not fit the context",
+                f"{len(prompt)} tokens, context {self.context_tokens}",
+                "send fewer or shorter messages",
+            )
+        budget = min(max_new_tokens, room)
+        return Generation(self.model, self.tokenizer, prompt, budget, temperature, top_p, seed, stop)
+
+    def _item(self, number: int, sample: Sample) -> _Item:
+        if sample.text is not None:
+            document = self.tokenizer.encode(sample)[0].ids.tolist()
+            return _Item(number, sample, [], document[:1], document[1:])
+        prompt = self.tokenizer.prompt_ids(sample.question)
+        if not sample.messages or sample.messages[-1].role != "assistant":
+            return _Item(number, sample, prompt, [], [])
+        head, tail = self.tokenizer.answer_ids(sample.messages)
+        return _Item(number, sample, prompt, head, tail)
+
+    def _batch(self, batch: list[_Item], max_new_tokens: int) -> dict[int, Completion]:
+        answerable = [item for item in batch if self._fault(item) is None]
+        budgets = [min(max_new_tokens, self.context_tokens - len(item.prompt)) for item in answerable]
+        prompts = [item.prompt for item in answerable]
+        stop_ids, pad_id = self.tokenizer.stop_ids, self.tokenizer.pad_id
+        decoded = greedy(self.model, prompts, budgets, stop_ids, pad_id) if answerable else []
+        by_number = {item.number: result for item, result in zip(answerable, decoded, strict=True)}
+        likely = self._likelihoods(batch)
+        return {
+            item.number: self._completion(item, by_number.get(item.number), likely.get(item.number)) for item in batch
+        }
+
+    def _likelihoods(self, batch: list[_Item]) -> dict[int, float]:
+        """Mean negative log-likelihood in nats per gold token, of the items whose gold fits the context."""
+        fitting = [item for item in batch if item.tail and self._gold_fault(item) is None]
+        if not fitting:
+            return {}
+        # Neighbours of like length keep padding, and with it the widest slice of logits, small.
+        fitting.sort(key=lambda item: len(item.tail), reverse=True)
+        rows = tail_logprobs(
+            self.model, [item.head for item in fitting], [item.tail for item in fitting], self.tokenizer.pad_id
+        )
+        return {item.number: -sum(row) / len(row) for item, row in zip(fitting, rows, strict=True)}
+
+    def _fault(self, item: _Item) -> str | None:
+        if item.sample.text is not None:
+            return "plain text asks nothing: only its likelihood is measured"
+        if len(item.prompt) >= self.context_tokens:
+            return f"prompt of {len(item.prompt)} tokens leaves no room in a context of {self.context_tokens}"
+        return None
+
+    def _gold_fault(self, item: _Item) -> str | None:
+        whole = len(item.head) + len(item.tail)
+        if whole > self.context_tokens:
+            return f"prompt and gold answer of {whole} tokens do not fit a context of {self.context_tokens}"
+        return None
+
+    def _completion(self, item: _Item, decoded: Decoded | None, nll: float | None) -> Completion:
+        fault = self._fault(item) or self._gold_fault(item)
+        result = decoded or Decoded()
+        text_ids = result.token_ids[:-1] if result.stopped else result.token_ids
+        ended = "stop" if result.stopped else "length"
+        return Completion(
+            sample_id=item.sample.id,
+            text=self.tokenizer.decode(text_ids),
+            token_ids=tuple(result.token_ids),
+            token_logprobs=tuple(result.logprobs),
+            finish_reason=ended if decoded is not None else "error",
+            gold_nll=nll,
+            gold_tokens=len(item.tail) or None,
+            error=fault,
+        )

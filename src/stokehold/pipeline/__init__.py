@@ -1,0 +1,1 @@
+"""The story: ingest, train, evaluate, promote, improve. The only place that wires rooms together."""

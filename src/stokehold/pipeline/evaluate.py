@@ -1,0 +1,103 @@
+"""Weights become an Evaluation: every suite generated once, stored, judged; the same weights are never judged twice.
+
+On one device this runs inside the trainer's process, on the live weights, between two steps.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from stokehold.core.config import Config
+from stokehold.core.identity import short_id
+from stokehold.core.records import Completion, Evaluation, Sample, Score, SuiteResult
+from stokehold.evaluation.judge import judge_suite
+from stokehold.inference.engine import Engine
+from stokehold.store.database import Database
+from stokehold.store.evaluations import load_evaluation, save_evaluation
+from stokehold.store.files import utc_now
+from stokehold.store.home import Home
+from stokehold.store.suites import Suite, load_suite, suite_names
+
+ENGINE_VERSION = "greedy-1"
+"""Changes when the engine may answer otherwise; evaluations across versions are not compared."""
+
+
+def chosen_suites(home: Home, config: Config, names: Sequence[str] = ()) -> list[Suite]:
+    """The suites asked for, else the configured ones, else all; in alphabetical order."""
+    wanted = names or config.evaluation.suites or suite_names(home)
+    return [load_suite(home, name) for name in sorted(wanted)]
+
+
+def fingerprint(config: Config, engine: Engine, suites: Sequence[Suite]) -> str:
+    """What must be equal for two evaluations to be comparable: suites, template, engine, type, answer length."""
+    return short_id(
+        *(f"{suite.name}:{suite.hash}" for suite in suites),
+        engine.tokenizer.template_hash,
+        ENGINE_VERSION,
+        str(engine.model.dtype),
+        str(config.evaluation.max_new_tokens),
+    )
+
+
+def evaluate_weights(
+    home: Home,
+    db: Database,
+    engine: Engine,
+    ref: str,
+    weights_hash: str,
+    step: int | None,
+    suites: Sequence[Suite],
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Judges the engine's weights on `suites`; the stored evaluation where these weights were judged on them before.
+
+    `between` is called after every batch of items, so that a long run can report its progress.
+    """
+    config = home.config()
+    mark = fingerprint(config, engine, suites)
+    identity = short_id(weights_hash, mark)
+    if (home.evaluations / identity / "manifest.json").is_file():
+        return load_evaluation(home, identity)
+    started = time.perf_counter()
+    results: dict[str, SuiteResult] = {}
+    lines: list[bytes] = []
+    for suite in suites:
+        completions = _generate(engine, suite.samples, config, between)
+        result, scores = judge_suite(suite.name, suite.samples, completions)
+        results[suite.name] = result
+        lines += [_line(suite.name, *item) for item in zip(suite.samples, completions, scores, strict=True)]
+    evaluation = Evaluation(
+        id=identity,
+        ref=ref,
+        weights_hash=weights_hash,
+        fingerprint=mark,
+        suites=results,
+        seconds=time.perf_counter() - started,
+        path=str(home.evaluations / identity),
+        created=utc_now(),
+        step=step,
+    )
+    return save_evaluation(home, db, evaluation, lambda folder: _write_lines(folder, lines))
+
+
+def _generate(
+    engine: Engine, samples: Sequence[Sample], config: Config, between: Callable[[], None]
+) -> list[Completion]:
+    found: dict[int, Completion] = {}
+    evaluation = config.evaluation
+    for part in engine.complete_batches(samples, evaluation.max_new_tokens, evaluation.batch_size):
+        found.update(part)
+        between()
+    return [found[number] for number in range(len(samples))]
+
+
+def _line(suite: str, sample: Sample, completion: Completion, score: Score) -> bytes:
+    facts = {"suite": suite, "level": sample.metadata.get("level"), **asdict(completion)}
+    return orjson.dumps({**facts, "score": score.value, "parts": dict(score.parts), "reason": score.reason}) + b"\n"
+
+
+def _write_lines(folder: Path, lines: list[bytes]) -> None:
+    (folder / "completions.jsonl").write_bytes(b"".join(lines))

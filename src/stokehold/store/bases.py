@@ -1,0 +1,80 @@
+"""Base models: imported once into the home, found by hash, never changed afterwards.
+
+Only configuration, tokenizer and safetensors come along: no code, no pickles.
+"""
+
+import fnmatch
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stokehold.core.errors import InputError
+from stokehold.core.identity import ID_HEX_CHARS, content_hash
+from stokehold.store.files import copy_file, hash_file, publish
+from stokehold.store.home import Home
+
+KIND = "base"
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE*",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An imported base: `path` relative to the home, and the facts that the config locks."""
+
+    path: str
+    architecture: str
+    vocabulary: int
+    context_tokens: int | None
+
+
+def import_base(home: Home, folder: Path) -> Base:
+    """Copies a model folder into `base/<hash>/`; the same content again is the same folder.
+
+    Raises InputError for a folder without configuration, safetensors weights or tokenizer.
+    """
+    files = _wanted(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    name = content_hash(*(part for path in files for part in (path.name, hash_file(path))))[:ID_HEX_CHARS]
+    target = home.base / name
+    if not target.exists():
+        publish(target, lambda staging: _copy(files, staging), {"kind": KIND, "source": folder.name})
+    return _facts(f"base/{name}", config)
+
+
+def _wanted(folder: Path) -> list[Path]:
+    if not (folder / "config.json").is_file():
+        raise InputError("not a model folder: no config.json", str(folder), "give a folder that save_pretrained wrote")
+    files = sorted(p for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, pattern) for pattern in WANTED))
+    names = {path.name for path in files}
+    if not any(name.endswith(".safetensors") for name in names):
+        raise InputError("no safetensors weights", str(folder), "save the model with safetensors; pickles are not read")
+    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+        raise InputError("a model folder without a tokenizer", str(folder), "put its tokenizer.json beside config.json")
+    return files
+
+
+def _copy(files: list[Path], staging: Path) -> None:
+    for path in files:
+        copy_file(path, staging / path.name)
+
+
+def _facts(path: str, config: Mapping[str, Any]) -> Base:
+    text = config.get("text_config", config)
+    architectures = config.get("architectures") or ["unknown"]
+    return Base(path, architectures[0], int(text.get("vocab_size", 0)), text.get("max_position_embeddings"))

@@ -1,0 +1,81 @@
+"""Evaluations as immutable folders `evaluations/<id>/`, with their completions beside the record."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from stokehold.core.errors import NotFoundError
+from stokehold.core.records import Evaluation, SuiteResult, SuiteState, Verdict
+from stokehold.store import tables
+from stokehold.store.database import Database, upsert
+from stokehold.store.files import MANIFEST, publish, read_manifest
+from stokehold.store.home import Home
+
+COLUMNS = tables.evaluations.c
+
+
+def evaluation_folder(home: Home, evaluation_id: str) -> Path:
+    """Where this evaluation is or would be."""
+    return home.evaluations / evaluation_id
+
+
+def save(home: Home, db: Database, evaluation: Evaluation, write: Callable[[Path], None]) -> Evaluation:
+    """Publishes what `write(folder)` makes (completions.jsonl, …) with the record, then lists it in the database.
+
+    The record's `path` is set here. An id that is there already keeps its content and is listed again.
+    """
+    folder = evaluation_folder(home, evaluation.id)
+    record = replace(evaluation, path=str(folder))
+    if not folder.exists():
+        publish(folder, write, {"kind": "evaluation", "evaluation": asdict(record)})
+    saved = load(home, evaluation.id)
+    with db.write() as connection:
+        upsert(
+            tables.evaluations,
+            connection,
+            id=saved.id,
+            ref=saved.ref,
+            weights_hash=saved.weights_hash,
+            step=saved.step,
+            verdict=saved.verdict.value if saved.verdict else None,
+            created=saved.created,
+        )
+    return saved
+
+
+def load(home: Home, evaluation_id: str) -> Evaluation:
+    """The record of a published evaluation, or `NotFoundError`."""
+    folder = evaluation_folder(home, evaluation_id)
+    if not (folder / MANIFEST).is_file():
+        raise NotFoundError("no such evaluation", evaluation_id, "`stoke evaluate` makes one")
+    record = read_manifest(folder)["evaluation"]
+    suites = {name: _suite(result) for name, result in record["suites"].items()}
+    verdict = Verdict(record["verdict"]) if record["verdict"] else None
+    return Evaluation(**record | {"suites": suites, "verdict": verdict, "path": str(folder)})
+
+
+def latest_for(home: Home, db: Database, weights_hash: str) -> Evaluation | None:
+    """The newest evaluation of exactly these weights."""
+    found = list_evaluations(home, db, weights_hash, limit=1)
+    return found[0] if found else None
+
+
+def list_evaluations(
+    home: Home, db: Database, weights_hash: str | None = None, limit: int | None = None
+) -> list[Evaluation]:
+    """Evaluations, newest first; rows whose folder is gone are passed over."""
+    query = sa.select(COLUMNS.id).order_by(COLUMNS.created.desc(), COLUMNS.id.desc()).limit(limit)
+    if weights_hash is not None:
+        query = query.where(COLUMNS.weights_hash == weights_hash)
+    with db.read() as connection:
+        ids = list(connection.execute(query).scalars())
+    return [load(home, i) for i in ids if (evaluation_folder(home, i) / MANIFEST).is_file()]
+
+
+def _suite(result: Mapping[str, Any]) -> SuiteResult:
+    interval = result["exact_ci"]
+    typed = {"state": SuiteState(result["state"]), "exact_ci": tuple(interval) if interval else None}
+    return SuiteResult(**dict(result) | typed)

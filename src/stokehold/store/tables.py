@@ -1,0 +1,137 @@
+"""Our tables. The database holds status and pointers; content lives in files. DBOS keeps its own tables beside them."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+"""Counting keys: SQLite counts by itself only in a column of type INTEGER."""
+
+schema_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("content_hash", sa.String(64), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("dataset", sa.Text),
+    sa.Column("submitted", sa.Text, nullable=False),
+)
+"""Every content ever submitted, once: the key is what refuses a duplicate."""
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("file", sa.Text),
+    sa.Column("dataset", sa.Text),
+    sa.Column("priority", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("progress", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("last_branch", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("last_step", sa.BigInteger),
+    sa.Column("error", sa.Text),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("created", sa.Text, nullable=False, index=True),
+    sa.Column("updated", sa.Text, nullable=False),
+)
+"""What `stoke queue` shows. The id is that of the DBOS workflow; (last_branch, last_step) is the newest step that was
+there when the job last started or failed."""
+
+branches = sa.Table(
+    "branches",
+    metadata,
+    sa.Column("branch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("parent", sa.Integer, nullable=False),
+    sa.Column("from_step", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""Goings back: steps after `from_step` of `parent` are no longer what the model went through. Branch 0 has no row."""
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("branch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("loss", sa.Float, nullable=False),
+    sa.Column("components", sa.JSON, nullable=False),
+    sa.Column("learning_rate", sa.Float, nullable=False),
+    sa.Column("grad_norm", sa.Float, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("loss_tokens", sa.BigInteger, nullable=False),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("joules", sa.Float),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+    sa.Column("token_entropy", sa.Float),
+)
+
+samples = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("branch", sa.Integer, nullable=False),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("gold", sa.Text, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("matched", sa.Boolean, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""In-training samples: what the model answered to a row it is trained on."""
+
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("ref", sa.Text, nullable=False),
+    sa.Column("weights_hash", sa.Text, nullable=False, index=True),
+    sa.Column("step", sa.BigInteger),
+    sa.Column("verdict", sa.Text),
+    sa.Column("created", sa.Text, nullable=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("weights_hash", sa.Text, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""Every number ever given, so that a deleted version's name is not given again."""
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("previous", sa.Text),
+    sa.Column("updated", sa.Text, nullable=False),
+)
+
+control = sa.Table(
+    "control",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("command", sa.Text, nullable=False),
+    sa.Column("free", sa.Boolean, nullable=False),
+    sa.Column("requested", sa.Text, nullable=False),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False, index=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)

@@ -1,0 +1,78 @@
+"""What is taken out of the way is moved here with its reason; only `empty` deletes, and only what is old enough."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from stokehold.store.files import MANIFEST, sync, utc_now, write_atomic
+from stokehold.store.home import Home
+
+KEEP_S = 7 * 24 * 3600.0
+"""How long a folder that was set aside can be had back."""
+
+PRUNED_KEEP_S = 3600.0
+"""How long one that retention pruned stays: trash frees no space, and newer verified ones exist."""
+
+PRUNED = "pruned"
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """A folder in the trash: where it is, where it was, why, and since when."""
+
+    path: Path
+    origin: str
+    reason: str
+    created: str
+
+
+def discard(home: Home, folder: Path, reason: str) -> Path:
+    """Moves a folder of the home into the trash in one step; returns where it is now."""
+    target = reserve(home, folder, reason)
+    folder.rename(target)
+    sync(folder.parent)
+    sync(home.trash)
+    return target
+
+
+def reserve(home: Home, folder: Path, reason: str) -> Path:
+    """Writes down that `folder` comes to the trash and why; returns the name to move it to."""
+    home.trash.mkdir(exist_ok=True)
+    target = home.trash / f"{time.time_ns()}-{folder.name}"
+    note = {"origin": folder.relative_to(home.root).as_posix(), "reason": reason, "created": utc_now()}
+    write_atomic(_note(target), orjson.dumps(note))
+    return target
+
+
+def listing(home: Home) -> list[Discarded]:
+    """What is in the trash, oldest first."""
+    found = []
+    for folder in sorted(path for path in home.trash.iterdir() if path.is_dir()):
+        note = orjson.loads(_note(folder).read_bytes()) if _note(folder).exists() else {}
+        origin, reason = note.get("origin", folder.name), note.get("reason", "unknown")
+        found.append(Discarded(folder, origin, reason, note.get("created", "")))
+    return found
+
+
+def empty(home: Home, keep_s: float = KEEP_S, pruned_keep_s: float = PRUNED_KEEP_S) -> list[str]:
+    """Deletes what has been here for longer; returns the origins."""
+    gone = []
+    for note in home.trash.glob("*.json"):
+        if not note.with_suffix("").exists() and time.time() - note.stat().st_mtime > keep_s:
+            note.unlink()  # its folder was never moved: the process died, or publishing failed
+    for entry in listing(home):
+        age_s = time.time() - int(entry.path.name.partition("-")[0]) / 1e9
+        if age_s < (pruned_keep_s if entry.reason == PRUNED else keep_s):
+            continue
+        (entry.path / MANIFEST).unlink(missing_ok=True)  # first: half a folder must not look whole
+        shutil.rmtree(entry.path)
+        _note(entry.path).unlink(missing_ok=True)
+        gone.append(entry.origin)
+    return gone
+
+
+def _note(target: Path) -> Path:
+    return target.parent / f"{target.name}.json"

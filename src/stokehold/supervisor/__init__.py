@@ -1,0 +1,1 @@
+"""Keeps the worker processes alive, watches the inbox, tells how things stand, raises alerts. No torch."""

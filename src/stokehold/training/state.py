@@ -1,0 +1,134 @@
+"""The warm state of one lineage, and its form on disk: weights, optimiser, RNG, step, and a cursor per job.
+
+A checkpoint folder loads with `AutoModelForCausalLM.from_pretrained` as it is; `optimizer.safetensors` and
+`trainer.json` beside the weights make the next step the one an uninterrupted run would have taken.
+"""
+
+import base64
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from stokehold.core.config import Config, config_json
+from stokehold.core.errors import IntegrityError
+from stokehold.core.identity import content_hash
+from stokehold.data.batches import Cursor
+from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
+from stokehold.training.model import load_model
+from stokehold.training.optimizer import build_optimizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one job got in these weights. `cursor` is where its next batch begins; `examples` counts rows trained."""
+
+    dataset: str
+    cursor: Cursor
+    examples: int = 0
+    tokens: int = 0
+    rejected: int = 0
+    """Rows that only their tokens disqualified: too long, or nothing to train."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "cursor": self.cursor.to_dict()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Progress":
+        return cls(**{**tree, "cursor": Cursor.from_dict(tree["cursor"])})
+
+
+@dataclass
+class Lineage:
+    """Model and optimiser in memory, with the counters that belong to them. `step` optimiser steps were taken."""
+
+    model: PreTrainedModel
+    tokenizer: ChatTokenizer
+    optimizer: torch.optim.AdamW
+    config: Config
+    source: Path
+    """Folder the weights came from; tokenizer files are copied from it."""
+    step: int = 0
+    branch: int = 0
+    jobs: dict[str, Progress] = field(default_factory=dict)
+    parent: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def open_lineage(folder: Path, config: Config) -> Lineage:
+    """The lineage at a checkpoint, or a fresh one where `folder` is a base model (no trainer.json)."""
+    torch.manual_seed(config.training.seed)
+    model = load_model(folder, config.model.dtype, config.devices.trainer)
+    model.train()
+    lineage = Lineage(model, load_tokenizer(folder), build_optimizer(model, config.training), config, folder)
+    if (folder / "trainer.json").is_file():
+        _restore(lineage, folder)
+    return lineage
+
+
+def write_state(lineage: Lineage, folder: Path) -> None:
+    """Writes everything but the manifest into the empty `folder`."""
+    lineage.model.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (lineage.source / name).is_file():
+            shutil.copyfile(lineage.source / name, folder / name)
+    save_file(_optimizer_tensors(lineage), folder / "optimizer.safetensors")
+    facts = {
+        "format": FORMAT,
+        "step": lineage.step,
+        "branch": lineage.branch,
+        "parent": lineage.parent,
+        "rng": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
+        "schedule": lineage.config.training.model_dump(mode="json"),
+        "config_hash": content_hash(config_json(lineage.config)),
+        "jobs": {job: progress.to_json() for job, progress in lineage.jobs.items()},
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    (folder / "trainer.json").write_text(json.dumps(facts, indent=1))
+
+
+def _restore(lineage: Lineage, folder: Path) -> None:
+    facts = json.loads((folder / "trainer.json").read_text())
+    if facts["format"] != FORMAT:
+        raise IntegrityError(f"checkpoint format {facts['format']}", str(folder), f"this build reads format {FORMAT}")
+    lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name
+    lineage.jobs = {job: Progress.from_json(tree) for job, tree in facts["jobs"].items()}
+    torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(facts["rng"])), dtype=torch.uint8))
+    tensors = load_file(folder / "optimizer.safetensors", device=str(lineage.device))
+    for name, parameter in lineage.model.named_parameters():
+        state = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        missing = [key for key, tensor in state.items() if tensor is None]
+        if missing and lineage.step:
+            raise IntegrityError(f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older checkpoint")
+        lineage.optimizer.state[parameter] = state
+
+
+def _optimizer_tensors(lineage: Lineage) -> dict[str, torch.Tensor]:
+    named = lineage.model.named_parameters()
+    return {
+        f"{name}.{key}": tensor.contiguous()
+        for name, parameter in named
+        for key, tensor in lineage.optimizer.state.get(parameter, {}).items()
+    }
