@@ -66,6 +66,14 @@ def test_an_unknown_scorer_leaves_items_unscored_and_the_suite_broken(named: str
     assert result.exact is None
 
 
+def test_an_item_without_a_gold_answer_breaks_its_suite() -> None:
+    sample = Sample("a", (Message("user", "and?"),))
+    result, scores = judge_suite("s", [sample], [answer(sample, "")])
+    assert scores[0].value is None
+    assert result.state is SuiteState.BROKEN
+    assert "no gold" in str(result.reason)
+
+
 def test_a_verifier_that_raises_is_a_reason_not_an_exception() -> None:
     sample = item("a", "blue", scorer="verifier:syllo")
     found = score(sample, answer(sample, "{}"))

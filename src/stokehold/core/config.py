@@ -201,7 +201,9 @@ def parse_config(tree: Mapping[str, Any], source: str = "stoke.toml") -> Config:
         path = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             raise ConfigError("unknown key", f"{source}: {'.'.join(path)}", _nearest(path)) from error
-        raise ConfigError(first["msg"], f"{source}: {'.'.join(path)} = {first['input']!r}", "correct the value") from error
+        raise ConfigError(
+            first["msg"], f"{source}: {'.'.join(path)} = {first['input']!r}", "correct the value"
+        ) from error
 
 
 def config_json(config: Config) -> str:

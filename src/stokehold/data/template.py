@@ -45,7 +45,7 @@ class Rendering:
 class _Generation(Extension):
     """Accepts {% generation %} marks, which other trainers read; ours come from the text itself."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -69,7 +69,9 @@ class ChatTemplate:
         self.folds_system = not self._accepts_system()
         self.end_of_turn = self._find_end_of_turn()
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, thinking: bool = False) -> Rendering:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, thinking: bool = False
+    ) -> Rendering:
         """The conversation as the model reads it; InputError with the template's words when it refuses it."""
         variant = {} if thinking else _VARIANTS[0]
         return _unmark(self._run(self._prepare(messages), add_generation_prompt, variant))

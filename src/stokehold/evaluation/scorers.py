@@ -55,6 +55,8 @@ def score(sample: Sample, completion: Completion) -> Score:
     """The judgement, its value within [0, 1]. A scorer that raises, or answers outside that, leaves it unscored."""
     if completion.finish_reason == "error":
         return Score(None, reason=completion.error or "nothing was generated")
+    if sample.text is None and len(sample.question) == len(sample.messages):
+        return Score(None, reason="the item has no gold answer")
     name = scorer_name(sample)
     try:
         found = scorer(name)(sample, completion.text)

@@ -18,16 +18,26 @@ from stokehold.inference.borrow import borrowed
 from stokehold.inference.decoding import Decoded, greedy, tail_logprobs
 from stokehold.inference.streaming import Generation
 
+PLAIN_TEXT = "plain text asks nothing: only its likelihood is measured"
+
+
+class ContextError(InputError):
+    """A conversation leaves no room for an answer in the model's context."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A sample as token ids; `head` and `tail` are what training would show and train for its gold answer."""
+    """A sample as token ids; `head` and `tail` are what training would show and train for its gold answer.
+
+    `fault` is why nothing can be generated for it.
+    """
 
     number: int
     sample: Sample
     prompt: list[int]
     head: list[int]
     tail: list[int]
+    fault: str | None = None
 
 
 class Engine:
@@ -43,6 +53,7 @@ class Engine:
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.context_tokens: int = limit or 2**31
         """Positions the model has, prompt and answer together."""
+        self._context = f"a context of {self.context_tokens}"
 
     def complete(self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int) -> list[Completion]:
         """One completion per sample, in the order given."""
@@ -78,13 +89,13 @@ class Engine:
     ) -> Generation:
         """The answer to a conversation as an iterator of text pieces; temperature 0 is greedy.
 
-        Raises `InputError` when the conversation leaves no room in the context. The model is borrowed from the first
-        piece until the iterator ends or is closed.
+        Raises `ContextError` when the conversation leaves no room in the context, `InputError` when the chat template
+        refuses it. The model is borrowed for one token at a time.
         """
         prompt = self.tokenizer.prompt_ids(messages)
         room = self.context_tokens - len(prompt)
         if room < 1:
-            raise InputError(
+            raise ContextError(
                 "the conversation does not fit the context",
                 f"{len(prompt)} tokens, context {self.context_tokens}",
                 "send fewer or shorter messages",
@@ -95,15 +106,20 @@ class Engine:
     def _item(self, number: int, sample: Sample) -> _Item:
         if sample.text is not None:
             document = self.tokenizer.encode(sample)[0].ids.tolist()
-            return _Item(number, sample, [], document[:1], document[1:])
-        prompt = self.tokenizer.prompt_ids(sample.question)
-        if not sample.messages or sample.messages[-1].role != "assistant":
-            return _Item(number, sample, prompt, [], [])
-        head, tail = self.tokenizer.answer_ids(sample.messages)
-        return _Item(number, sample, prompt, head, tail)
+            return _Item(number, sample, [], document[:1], document[1:], PLAIN_TEXT)
+        answered = len(sample.question) < len(sample.messages)
+        try:
+            prompt = self.tokenizer.prompt_ids(sample.question)
+            turns = sample.messages[: len(sample.question) + 1]
+            head, tail = self.tokenizer.answer_ids(turns) if answered else ([], [])
+        except InputError as error:
+            return _Item(number, sample, [], [], [], f"the chat template refuses it: {error}")
+        room = self.context_tokens - len(prompt)
+        fault = None if room > 0 else f"a prompt of {len(prompt)} tokens leaves no room in {self._context}"
+        return _Item(number, sample, prompt, head, tail, fault)
 
     def _batch(self, batch: list[_Item], max_new_tokens: int) -> dict[int, Completion]:
-        answerable = [item for item in batch if self._fault(item) is None]
+        answerable = [item for item in batch if item.fault is None]
         budgets = [min(max_new_tokens, self.context_tokens - len(item.prompt)) for item in answerable]
         prompts = [item.prompt for item in answerable]
         stop_ids, pad_id = self.tokenizer.stop_ids, self.tokenizer.pad_id
@@ -126,21 +142,14 @@ class Engine:
         )
         return {item.number: -sum(row) / len(row) for item, row in zip(fitting, rows, strict=True)}
 
-    def _fault(self, item: _Item) -> str | None:
-        if item.sample.text is not None:
-            return "plain text asks nothing: only its likelihood is measured"
-        if len(item.prompt) >= self.context_tokens:
-            return f"prompt of {len(item.prompt)} tokens leaves no room in a context of {self.context_tokens}"
-        return None
-
     def _gold_fault(self, item: _Item) -> str | None:
         whole = len(item.head) + len(item.tail)
         if whole > self.context_tokens:
-            return f"prompt and gold answer of {whole} tokens do not fit a context of {self.context_tokens}"
+            return f"prompt and gold answer of {whole} tokens do not fit {self._context}"
         return None
 
     def _completion(self, item: _Item, decoded: Decoded | None, nll: float | None) -> Completion:
-        fault = self._fault(item) or self._gold_fault(item)
+        fault = item.fault or self._gold_fault(item)
         result = decoded or Decoded()
         text_ids = result.token_ids[:-1] if result.stopped else result.token_ids
         ended = "stop" if result.stopped else "length"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from stokehold.core.errors import InputError, NotFoundError
+from stokehold.core.errors import InputError, IntegrityError, NotFoundError
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.inference.borrow import ATTENTION
 from stokehold.inference.engine import Engine
@@ -61,7 +61,11 @@ class Registry:
         if self._served is None or self._served.folder != folder:
             # The old weights go first: on a device that is nearly full both would not fit.
             self._served = None
-            self._served = load(folder, self._home.config().model.dtype, self._device)
+            try:
+                self._served = load(folder, self._home.config().model.dtype, self._device)
+            except InputError as error:
+                # The folder is at fault and not the request, which an InputError would blame.
+                raise IntegrityError(error.what, error.where, error.fix) from error
         return self._served
 
     def _folder(self) -> Path:

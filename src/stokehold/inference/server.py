@@ -8,7 +8,7 @@ import argparse
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stokehold.core.errors import BusyError, InputError, NotFoundError, StokeholdError
+from stokehold.inference.engine import ContextError
 from stokehold.inference.guard import Guard, check_listening, openai_error
 from stokehold.inference.protocol import ChatRequest, Envelope, model_list
 from stokehold.inference.registry import Registry
@@ -32,12 +33,10 @@ from stokehold.store.home import Home
 ANY_LENGTH = 2**31
 """Asks for all the context has room for."""
 
-PATIENCE_S = 1.0
-"""Between two looks at whether a client that waits for its answer is still there."""
-
 STATUS: Mapping[type[StokeholdError], tuple[int, str]] = {
     NotFoundError: (404, "model_not_found"),
-    InputError: (400, "context_length_exceeded"),
+    ContextError: (400, "context_length_exceeded"),
+    InputError: (400, "invalid_prompt"),
     BusyError: (503, "too_many_requests"),
 }
 """HTTP status and OpenAI's code of errors with a cause that the client can act on; all others are 500."""
@@ -76,10 +75,11 @@ def create_app(registry: Registry, host: str = "127.0.0.1", token: str | None = 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
         answer = Answer(worker, body)
-        started = await answer.started()
-        if body.stream:
-            return StreamingResponse(answer.chunks(started), media_type="text/event-stream")
-        return await answer.whole(started, request)
+        async with answer.watching(request):
+            started = await answer.started()
+            if not body.stream:
+                return await answer.whole(started)
+        return StreamingResponse(answer.chunks(started), media_type="text/event-stream")
 
     return Guard(app, host, token)
 
@@ -91,7 +91,7 @@ class Answer:
         self._body = body
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        self._ask = Ask(
+        self.ask = Ask(
             model=body.model,
             messages=[message.message() for message in body.messages],
             deliver=lambda event: _hand_over(loop, self._events, event),
@@ -102,36 +102,48 @@ class Answer:
             stop=body.stops,
             n=body.n or 1,
         )
-        worker.submit(self._ask)
+        worker.submit(self.ask)
+
+    @asynccontextmanager
+    async def watching(self, request: Request) -> AsyncIterator[None]:
+        """Inside the block a client that goes away ends its request: it must not hold the model."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.ask.cancelled.set()
+            self._events.put_nowait(Failed(StokeholdError("the client went away", self.ask.model)))
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        except BaseException:
+            self.ask.cancelled.set()
+            raise
+        finally:
+            watcher.cancel()
 
     async def started(self) -> Started:
         """Waits for the model; raises what went wrong before the first token, an unknown model among it."""
-        try:
-            event = await self._next()
-        except asyncio.CancelledError:
-            self._ask.cancelled.set()
-            raise
+        event = await self._next()
         assert isinstance(event, Started)
         return event
 
-    async def whole(self, started: Started, request: Request) -> dict[str, Any]:
-        """All answers at once; generation ends early when the client goes away."""
-        texts, ends = [""] * self._ask.n, list[Finished]()
-        try:
-            while not isinstance(event := await self._next_while_connected(request), Done):
-                if isinstance(event, Piece):
-                    texts[event.index] += event.text
-                elif isinstance(event, Finished):
-                    ends.append(event)
-        finally:
-            self._ask.cancelled.set()
+    async def whole(self, started: Started) -> dict[str, Any]:
+        """All answers at once."""
+        texts, ends = [""] * self.ask.n, list[Finished]()
+        while not isinstance(event := await self._next(), Done):
+            if isinstance(event, Piece):
+                texts[event.index] += event.text
+            elif isinstance(event, Finished):
+                ends.append(event)
         return Envelope(started).whole(texts, ends)
 
-    async def chunks(self, started: Started) -> AsyncIterator[bytes]:
+    async def chunks(self, started: Started) -> AsyncGenerator[bytes]:
         """Server-sent events up to `[DONE]`; closing the iterator ends generation."""
         envelope, ends = Envelope(started), list[Finished]()
         try:
-            for index in range(self._ask.n):
+            for index in range(self.ask.n):
                 yield _line(envelope.chunk(index, {"role": "assistant", "content": ""}))
             while not isinstance(event := await self._next(), Done):
                 if isinstance(event, Piece):
@@ -145,7 +157,7 @@ class Answer:
             # The status went out with the first chunk: the error travels as an event, which clients raise.
             yield b"data: " + bytes(_error_response(error).body) + b"\n\n"
         finally:
-            self._ask.cancelled.set()
+            self.ask.cancelled.set()
         yield b"data: [DONE]\n\n"
 
     async def _next(self) -> Event:
@@ -155,14 +167,6 @@ class Answer:
         if isinstance(event.error, StokeholdError):
             raise event.error
         raise StokeholdError("the answer failed", f"{type(event.error).__name__}: {event.error}") from event.error
-
-    async def _next_while_connected(self, request: Request) -> Event:
-        while True:
-            try:
-                return await asyncio.wait_for(self._next(), PATIENCE_S)
-            except TimeoutError:
-                if await request.is_disconnected():
-                    return Done()
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[Event]", event: Event) -> None:

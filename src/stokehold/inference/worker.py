@@ -87,7 +87,7 @@ class Worker(threading.Thread):
         super().__init__(name="model", daemon=True)
         self.registry = registry
         self._waiting: queue.Queue[Ask] = queue.Queue(MAX_WAITING)
-        self._closing = threading.Event()
+        self.closing = threading.Event()
 
     def submit(self, ask: Ask) -> None:
         """Queues a request; `BusyError` when too many wait."""
@@ -100,11 +100,11 @@ class Worker(threading.Thread):
 
     def close(self) -> None:
         """Ends the thread at the next token; requests still waiting are told."""
-        self._closing.set()
+        self.closing.set()
         self.join()
 
     def run(self) -> None:
-        while not (self._closing.is_set() and self._waiting.empty()):
+        while not (self.closing.is_set() and self._waiting.empty()):
             try:
                 ask = self._waiting.get(timeout=POLL_S)
             except queue.Empty:
@@ -134,10 +134,10 @@ class Worker(threading.Thread):
             ask.messages, ask.max_new_tokens, ask.temperature, ask.top_p, seed=seed, stop=ask.stop
         )
         for text in answer:
-            if self._closing.is_set():
-                raise BusyError("the server is stopping", ask.model, "ask again")
             if ask.cancelled.is_set():
                 return
+            if self.closing.is_set():
+                raise BusyError("the server is stopping", ask.model, "ask again")
             ask.deliver(Piece(index, text))
         ended = answer.finish_reason or "stop"
         ask.deliver(Finished(index, ended, answer.prompt_tokens, answer.completion_tokens))

@@ -15,36 +15,31 @@ from stokehold.core.identity import short_id
 from stokehold.core.records import Completion, Evaluation, Sample, Score, SuiteResult
 from stokehold.evaluation.judge import judge_suite
 from stokehold.inference.engine import Engine
+from stokehold.pipeline.suites import Suite
+from stokehold.store import evaluations
 from stokehold.store.database import Database
-from stokehold.store.evaluations import load_evaluation, save_evaluation
-from stokehold.store.files import utc_now
+from stokehold.store.files import MANIFEST, utc_now
 from stokehold.store.home import Home
-from stokehold.store.suites import Suite, load_suite, suite_names
 
 ENGINE_VERSION = "greedy-1"
 """Changes when the engine may answer otherwise; evaluations across versions are not compared."""
 
 
-def chosen_suites(home: Home, config: Config, names: Sequence[str] = ()) -> list[Suite]:
-    """The suites asked for, else the configured ones, else all; in alphabetical order."""
-    wanted = names or config.evaluation.suites or suite_names(home)
-    return [load_suite(home, name) for name in sorted(wanted)]
-
-
 def fingerprint(config: Config, engine: Engine, suites: Sequence[Suite]) -> str:
-    """What must be equal for two evaluations to be comparable: suites, template, engine, type, answer length."""
-    return short_id(
-        *(f"{suite.name}:{suite.hash}" for suite in suites),
+    """`<how>-<on what>`: template, engine, type and answer length; then the suites. Only equal `how` is comparable."""
+    how = short_id(
         engine.tokenizer.template_hash,
         ENGINE_VERSION,
         str(engine.model.dtype),
         str(config.evaluation.max_new_tokens),
     )
+    return f"{how}-{short_id(*(f'{suite.name}:{suite.hash}' for suite in suites))}"
 
 
 def evaluate_weights(
     home: Home,
     db: Database,
+    config: Config,
     engine: Engine,
     ref: str,
     weights_hash: str,
@@ -56,11 +51,10 @@ def evaluate_weights(
 
     `between` is called after every batch of items, so that a long run can report its progress.
     """
-    config = home.config()
     mark = fingerprint(config, engine, suites)
     identity = short_id(weights_hash, mark)
-    if (home.evaluations / identity / "manifest.json").is_file():
-        return load_evaluation(home, identity)
+    if (evaluations.evaluation_folder(home, identity) / MANIFEST).is_file():
+        return evaluations.load(home, identity)
     started = time.perf_counter()
     results: dict[str, SuiteResult] = {}
     lines: list[bytes] = []
@@ -76,11 +70,11 @@ def evaluate_weights(
         fingerprint=mark,
         suites=results,
         seconds=time.perf_counter() - started,
-        path=str(home.evaluations / identity),
+        path=str(evaluations.evaluation_folder(home, identity)),
         created=utc_now(),
         step=step,
     )
-    return save_evaluation(home, db, evaluation, lambda folder: _write_lines(folder, lines))
+    return evaluations.save(home, db, evaluation, lambda folder: _write_lines(folder, lines))
 
 
 def _generate(

@@ -14,18 +14,17 @@ import orjson
 
 from stokehold.core.config import Config
 from stokehold.core.errors import InputError
-from stokehold.core.identity import prompt_hash
 from stokehold.core.records import Dataset, Rejection, Sample, TokenReport
-from stokehold.data.firewall import Firewall
+from stokehold.data.firewall import Firewall, question_hash
 from stokehold.data.formats import from_row, parse_line, to_row
 from stokehold.data.holdout import choose_holdout
 from stokehold.data.lines import read_lines
 from stokehold.data.report import mask_warning, token_report
 from stokehold.data.tokenizer import ChatTokenizer
+from stokehold.pipeline.suites import open_suites
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
 from stokehold.store.files import MANIFEST, utc_now, write_atomic
 from stokehold.store.home import Home
-from stokehold.store.suites import load_suite, suite_names
 from stokehold.tasks.registry import identity_of
 
 INBOX_SUITE = "inbox"
@@ -100,8 +99,7 @@ def refresh_inbox_suite(home: Home) -> None:
 
 def build_firewall(home: Home) -> Firewall:
     """Everything held out in this home's suites: prompts, task identities, and templates with their gold answers."""
-    samples = [sample for name in suite_names(home) for sample in load_suite(home, name).samples]
-    return Firewall.of(samples, identity_of)
+    return Firewall.of((sample for suite in open_suites(home) for sample in suite.samples), identity_of)
 
 
 def _refuse_unusable(parsed: _Parsed, config: Config, name: str) -> None:
@@ -133,7 +131,7 @@ def _accept_rows(folder: Path, config: Config, firewall: Firewall, name: str) ->
                 rejected.write(orjson.dumps(outcome) + b"\n")
                 continue
             sample = _unique(outcome, seen)
-            parsed.prompts.append(prompt_hash(sample.messages) if sample.messages else sample.id)
+            parsed.prompts.append(question_hash(sample))
             accepted.write(orjson.dumps(to_row(sample)) + b"\n")
     return parsed
 

@@ -75,6 +75,21 @@ def list_evaluations(
     return [load(home, i) for i in ids if (evaluation_folder(home, i) / MANIFEST).is_file()]
 
 
+def record_decision(db: Database, evaluation_id: str, verdict: Verdict | None, decision: str) -> None:
+    """Notes how the evaluation compared with the champion of its time and what was done; the folder stays as it was."""
+    values = {"verdict": verdict.value if verdict else None, "decision": decision}
+    with db.write() as connection:
+        connection.execute(tables.evaluations.update().where(COLUMNS.id == evaluation_id).values(**values))
+
+
+def decided(db: Database, evaluation_id: str) -> tuple[Verdict | None, str | None]:
+    """The verdict and the decision noted; None for what was not noted yet."""
+    query = sa.select(COLUMNS.verdict, COLUMNS.decision).where(COLUMNS.id == evaluation_id)
+    with db.read() as connection:
+        row = connection.execute(query).one_or_none()
+    return (Verdict(row.verdict) if row and row.verdict else None, row.decision if row else None)
+
+
 def _suite(result: Mapping[str, Any]) -> SuiteResult:
     interval = result["exact_ci"]
     typed = {"state": SuiteState(result["state"]), "exact_ci": tuple(interval) if interval else None}

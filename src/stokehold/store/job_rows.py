@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Job, JobState, Priority
 from stokehold.store import tables
-from stokehold.store.database import Database
+from stokehold.store.database import Database, upsert
 from stokehold.store.files import utc_now
 
 MAX_ATTEMPTS = 3
@@ -43,6 +43,19 @@ def insert(
     }
     connection.execute(tables.jobs.insert().values(**values))
     return find(connection, job_id)
+
+
+def register(db: Database, job_id: str, kind: str, payload: Mapping[str, Any], content_hash: str, size: int) -> Job:
+    """A queued job that nobody was asked to run, with its file's row; the one there is where it is known already.
+
+    `stoke train` runs it itself; should it be killed, `reconcile` hands it to the next worker.
+    """
+    with db.write() as connection:
+        made = insert(connection, job_id, kind, Priority.NORMAL, {**payload, "job": job_id})
+        if made is not None:
+            facts = {"name": payload["file"], "bytes": size, "job": job_id, "dataset": payload["dataset"]}
+            upsert(tables.files, connection, content_hash=content_hash, submitted=utc_now(), **facts)
+        return made or find(connection, job_id)
 
 
 def find(connection: sa.Connection, job_id: str) -> Job:

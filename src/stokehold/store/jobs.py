@@ -56,8 +56,8 @@ def serializer() -> Serializer:
     def refuse(_self: object, _data: object) -> None:
         raise IntegrityError("a pickled row was refused", "stoke.db", "somebody else wrote it; cancel the job")
 
+    # Writing pickles stays: so DBOS marks a refused row as failed, in the row's own format, instead of trying for ever.
     setattr(DefaultSerializer, "deserialize", refuse)  # noqa: B010 -- mypy forbids assigning a method
-    setattr(DefaultSerializer, "serialize", refuse)  # noqa: B010
     return DBOSPortableJSONSerializer()
 
 
@@ -65,15 +65,16 @@ def workflow(kind: str) -> Callable[[Callable[[dict[str, Any]], Any]], Callable[
     """Declares the body of a workflow; its payload is one JSON object with `job`, and so is what it returns.
 
     Kills count as recoveries in DBOS, which gives up after 100 by default: here it never does (`job_rows.begin`
-    decides what an attempt is). A scheduled run gets `{"job": …, "scheduled": True}`: DBOS 3.4 writes the arguments of
-    schedules in a shape that its JSON reader drops.
+    decides what an attempt is). A scheduled run, which DBOS calls with a time and a context, gets
+    `{"job": …, "scheduled": time}`.
     """
     if kind not in QUEUE_OF:
         raise StokeholdError("no such workflow", kind, f"one of {', '.join(QUEUE_OF)}")
 
     def declare(body: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
         def run(*given: Any) -> Any:
-            return body(given[0] if given else {"job": DBOS.workflow_id, "scheduled": True})
+            scheduled = not isinstance(given[0], dict)
+            return body({"job": DBOS.workflow_id, "scheduled": given[0]} if scheduled else given[0])
 
         run.__name__ = run.__qualname__ = body.__name__
         return DBOS.workflow(name=kind, max_recovery_attempts=None)(run)

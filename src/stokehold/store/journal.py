@@ -73,6 +73,14 @@ def steps(
         return [_step(row) for row in connection.execute(query)]
 
 
+def job_steps(db: Database, job_id: str) -> list[Step]:
+    """Every step of one job in the present lineage, in order."""
+    with db.read() as connection:
+        chosen = sa.or_(*(_inside(span) for span in lineage(connection)))
+        query = sa.select(tables.journal).where(chosen, COLUMNS.job == job_id).order_by(COLUMNS.step)
+        return [_step(row) for row in connection.execute(query)]
+
+
 def last_step(db: Database) -> Step | None:
     """The newest step of the present lineage."""
     with db.read() as connection:

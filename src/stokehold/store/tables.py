@@ -96,6 +96,7 @@ evaluations = sa.Table(
     sa.Column("weights_hash", sa.Text, nullable=False, index=True),
     sa.Column("step", sa.BigInteger),
     sa.Column("verdict", sa.Text),
+    sa.Column("decision", sa.Text),
     sa.Column("created", sa.Text, nullable=False),
 )
 

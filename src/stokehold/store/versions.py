@@ -108,8 +108,11 @@ def find_version(home: Home, name: str) -> Version:
     return load_version(folder)
 
 
-def resolve(home: Home, db: Database, ref: str) -> Path:
-    """The folder that `latest`, `champion`, `base`, `v0007`, `step:1200` or a path names, or `NotFoundError`."""
+def resolve(home: Home, db: Database, ref: str, paths: bool = True) -> Path:
+    """The folder that `latest`, `champion`, `base`, `v0007`, `step:1200` or a path names, or `NotFoundError`.
+
+    Give `paths=False` for what comes over a network: then a path names nothing.
+    """
     if ref == "latest":
         newest = checkpoints.latest(home, db).checkpoint
         if newest is None:
@@ -124,7 +127,7 @@ def resolve(home: Home, db: Database, ref: str) -> Path:
     if (version := alias(db, ref)) is not None:
         return Path(find_version(home, version).path)
     folder = Path(ref) if Path(ref).is_absolute() or Path(ref).is_dir() else home.root / ref
-    if (folder / "config.json").is_file():
+    if paths and (folder / "config.json").is_file():
         return folder.absolute()
     fix = "promote one first" if ref == CHAMPION else "latest, champion, base, v0007, step:1200, or a model's folder"
     raise NotFoundError("nothing goes by this name", ref, fix)

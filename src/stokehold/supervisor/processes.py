@@ -7,6 +7,7 @@ so that Ctrl-C in our terminal reaches only us, and their output goes to `logs/<
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,7 +86,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
         self._started_s = self._ended_s = 0.0
-        self._log_start = self._killed_for_memory = 0
+        self._log_start = self._memory_kills = 0
 
     @property
     def pid(self) -> int | None:
@@ -127,16 +128,21 @@ class Child:
             raise
         finally:
             os.close(reading)
-        self._pipe, self._started_s, self._killed_for_memory = writing, time.monotonic(), memory_kills()
+        self._pipe, self._started_s, self._memory_kills = writing, time.monotonic(), memory_kills()
 
     def reap(self) -> Exit | None:
-        """What the process ended with, once; None while it lives or when there is none."""
+        """What the process ended with, once; None while it lives or when there is none.
+
+        An end that we asked for is no reason for a restart, and is not remembered.
+        """
         if self._process is None or (code := self._process.poll()) is None:
             return None
         now = time.monotonic()
-        for_memory = code == SIGKILL and memory_kills() > self._killed_for_memory
+        for_memory = code == SIGKILL and memory_kills() > self._memory_kills
         ended = Exit(code, now, now - self._started_s, for_memory)
         self._process, self._ended_s = None, now
+        if self._pipe < 0:  # it left because it was told to
+            return ended
         self.let_go()
         self.restarts = self.restarts.after(ended)
         self.given_up = self.restarts.looping
@@ -158,6 +164,15 @@ class Child:
     def last_words(self) -> str:
         """The last lines the process wrote, at most `LAST_WORDS_BYTES`."""
         return tail(self.log, self._log_start)
+
+
+def told(ended: Exit) -> str:
+    """An end in words."""
+    if ended.for_memory:
+        return "was killed by the system because memory ran out"
+    if ended.code >= 0:
+        return f"ended with exit code {ended.code}"
+    return f"was ended by {signal.Signals(-ended.code).name}"
 
 
 def tail(log: Path, start: int = 0) -> str:

@@ -6,7 +6,7 @@ Losses are in nats per token, accuracies in percent; sequences are in time order
 import statistics
 from collections.abc import Sequence
 
-from stokehold.core.records import Step
+from stokehold.core.records import Evaluation, Step, SuiteResult
 
 EMA_ALPHA = 0.1
 EMA_STEPS = 500
@@ -71,7 +71,9 @@ def percent(matches: Sequence[bool], last: int) -> float | None:
 
 def running_percent(matches: Sequence[bool], last: int) -> list[float]:
     """`percent` as it was after each match."""
-    return [100 * sum(part) / len(part) for end in range(1, len(matches) + 1) if (part := matches[max(0, end - last) : end])]
+    return [
+        100 * sum(part) / len(part) for end in range(1, len(matches) + 1) if (part := matches[max(0, end - last) : end])
+    ]
 
 
 def tokens_per_s(steps: Sequence[Step]) -> float | None:
@@ -92,6 +94,18 @@ def remaining_steps(done: int, progress: float | None) -> int | None:
     if not progress or done <= 0:
         return None
     return max(0, round(done / min(progress, 1.0)) - done)
+
+
+def pooled(evaluation: Evaluation, reading: str) -> float | None:
+    """Mean of a reading (`exact`, `nll_per_token`, `ece`) over the suites that have it, weighted by their items."""
+    pairs = [(value, r.n) for r in evaluation.suites.values() if r.n and (value := _reading(r, reading)) is not None]
+    items = sum(n for _, n in pairs)
+    return sum(value * n for value, n in pairs) / items if items else None
+
+
+def _reading(result: SuiteResult, name: str) -> float | None:
+    found: float | None = result.parts.get("ece") if name == "ece" else getattr(result, name)
+    return found
 
 
 def _means(values: Sequence[float]) -> tuple[float, float] | None:

@@ -5,8 +5,7 @@ from typing import Any, NoReturn
 
 from stokehold.core.records import Score
 
-RIGHT = Score(1.0)
-WRONG = Score(0.0)
+RIGHT, WRONG = Score(1.0), Score(0.0)
 
 MAX_ANSWER_CHARS = 200_000
 """Longer answers are wrong unread: the longest gold answer of any family is below 4,000 characters."""
@@ -31,6 +30,11 @@ def read_object(answer: object) -> dict[str, Any] | None:
     """The JSON object of an answer, None where it is anything else."""
     value = read_json(answer)
     return value if isinstance(value, dict) else None
+
+
+def read_text(answer: object) -> str:
+    """The answer without the white space around it; empty where it is not text or far too long."""
+    return answer.strip() if isinstance(answer, str) and len(answer) <= MAX_ANSWER_CHARS else ""
 
 
 def is_int(value: object, wanted: int) -> bool:

@@ -44,6 +44,13 @@ def solution_count(slots: Sequence[tuple[Entry, str]], bank: Mapping[str, int], 
     return _count(choices, Counter(bank), frozenset(), limit)
 
 
+def words_from(bank: Mapping[str, int], blanks: int) -> list[str]:
+    """Lexicon words that `blanks` tiles of the bank spell, once for every way to spell them."""
+    words = (entry.word for entry in lexicon() if len(entry.syllables) == blanks)
+    spelled = [tiles for word in words for tiles in _spellings(word, blanks, bank)]
+    return ["".join(tiles) for tiles in spelled if all(bank[tile] >= n for tile, n in Counter(tiles).items())]
+
+
 def _count(choices: list[list[tuple[str, ...]]], bank: Counter[str], taken: frozenset[str], limit: int) -> int:
     if not choices:
         return 1

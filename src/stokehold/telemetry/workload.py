@@ -1,4 +1,4 @@
-"""What the machine was doing: told by the trainer while it runs, guessed from utilisation otherwise; the source is kept."""
+"""What the machine was doing: told by the trainer while it runs, else guessed from utilisation; the source is kept."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,7 +37,9 @@ def told(state: str, step: int | None) -> Workload:
     try:
         return Workload(WorkloadState(state), WorkloadSource.TRAINER, step)
     except ValueError as error:
-        raise UsageError(f"unknown workload state {state!r}", "telemetry", f"one of {', '.join(WorkloadState)}") from error
+        raise UsageError(
+            f"unknown workload state {state!r}", "telemetry", f"one of {', '.join(WorkloadState)}"
+        ) from error
 
 
 def guessed(cpu_pct: float | None, gpu_pct: float | None) -> Workload:

@@ -28,9 +28,10 @@ def documents_attention(
     """Attention output [1, tokens, heads, head_dim]; no weights are returned."""
     sizes = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
     grouped = query.shape[1] != key.shape[1]
+    documents = zip(*(torch.split(whole, sizes, 2) for whole in (query, key, value)), strict=True)
     parts = [
         scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+        for q, k, v in documents
     ]
     return torch.cat(parts, 2).transpose(1, 2), None
 

@@ -25,9 +25,13 @@ PAUSE_POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Work:
-    """One job to train: its dataset's rows, and where to stop (`until_step` is absolute, None for the end)."""
+    """One job to train: its dataset's rows, and where to stop (`until_step` is absolute, None for the end).
+
+    `run` names the cursor: a file that was skipped and comes back under another job goes on where it was.
+    """
 
     job: str
+    run: str
     dataset: str
     rows: Path
     until_step: int | None = None
@@ -39,12 +43,11 @@ class Hooks:
 
     command: Callable[[], str | None]
     """`pause`, `stop`, `skip`, `leave` or None, read at every step."""
-    journal: Callable[[Step], None]
+    journal: Callable[[Step, Progress], None]
     energy_j: Callable[[], float | None]
     """Joules since the session began, None without a power sensor."""
     state: Callable[[str, int], None]
     """Tells telemetry and the status what the process is doing: training_step, checkpoint, eval, paused."""
-    checkpointed: Callable[[Checkpoint, Progress], None]
     evaluate: Callable[[Lineage, Checkpoint], None]
     sample: Callable[[Lineage, int], None]
 
@@ -64,8 +67,8 @@ class Outcome:
 def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
     """Trains `work` from its cursor to its end, or to where it is told to stop."""
     config = lineage.config.training
-    progress = lineage.jobs.get(work.job) or Progress(work.dataset, Cursor.start())
-    lineage.jobs[work.job] = progress
+    progress = lineage.runs.get(work.run) or Progress(work.dataset, Cursor.start())
+    lineage.runs[work.run] = progress
     loss: float | None = None
     saved: Checkpoint | None = None
 
@@ -85,15 +88,16 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
             started, energy = time.perf_counter(), hooks.energy_j()
             group = next(groups, None)
             if group is None:
-                state, reason = end_of_file(lineage.jobs[work.job])
+                state, reason = end_of_file(lineage.runs[work.run])
                 break
 
             hooks.state("training_step", lineage.step + 1)
             result = optimiser_step(lineage, group)
-            progress = advance(lineage.jobs[work.job], group, len(batches.rejected))
-            lineage.jobs[work.job] = progress
+            progress = advance(lineage.runs[work.run], group, len(batches.rejected))
+            lineage.runs[work.run] = progress
             joules = spent(energy, hooks.energy_j())
-            hooks.journal(journal_row(lineage, work, result, time.perf_counter() - started, joules))
+            seconds = time.perf_counter() - started
+            hooks.journal(journal_row(lineage, work, result, seconds, joules), progress)
             loss, saved = result.loss, None
 
             if lineage.step % config.checkpoint_steps == 0 or due(lineage.step, config.eval_steps):
@@ -105,7 +109,7 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
                 hooks.evaluate(lineage, saved)
 
     saved = saved or save(home, lineage, work, hooks)
-    return Outcome(state, lineage.jobs[work.job], saved, loss, reason, left=reason == "leaving")
+    return Outcome(state, lineage.runs[work.run], saved, loss, reason, left=reason == "leaving")
 
 
 def open_batches(lineage: Lineage, work: Work, progress: Progress) -> Batches:
@@ -151,10 +155,9 @@ def end_of_file(progress: Progress) -> tuple[JobState, str]:
 def save(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Checkpoint:
     """Publishes a checkpoint of this step; the same step is never written twice."""
     hooks.state("checkpoint", lineage.step)
-    facts = {"parent": lineage.parent, "datasets": sorted({p.dataset for p in lineage.jobs.values()})}
+    facts = {"parent": lineage.parent, "datasets": sorted({p.dataset for p in lineage.runs.values()})}
     checkpoint = publish_checkpoint(home, lineage.step, lambda folder: write_state(lineage, folder), facts)
     lineage.parent = Path(checkpoint.path).name
-    hooks.checkpointed(checkpoint, lineage.jobs[work.job])
     return checkpoint
 
 

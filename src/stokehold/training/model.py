@@ -35,7 +35,8 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     model.set_attn_implementation(attention.NAME)
-    return model.to(device)
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def create_tiny(folder: Path, seed: int, **shape: Any) -> int:
@@ -53,4 +54,3 @@ def create_tiny(folder: Path, seed: int, **shape: Any) -> int:
         model = Qwen3ForCausalLM(config)
     model.save_pretrained(folder)
     return sum(p.numel() for p in model.parameters())
-

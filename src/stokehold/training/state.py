@@ -1,4 +1,4 @@
-"""The warm state of one lineage, and its form on disk: weights, optimiser, RNG, step, and a cursor per job.
+"""The warm state of one lineage, and its form on disk: weights, optimiser, RNG, step, and a cursor per run over a file.
 
 A checkpoint folder loads with `AutoModelForCausalLM.from_pretrained` as it is; `optimizer.safetensors` and
 `trainer.json` beside the weights make the next step the one an uninterrupted run would have taken.
@@ -39,7 +39,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one job got in these weights. `cursor` is where its next batch begins; `examples` counts rows trained."""
+    """How far one run over a file got in these weights: `cursor` is where its next batch begins, `examples` rows are
+    trained."""
 
     dataset: str
     cursor: Cursor
@@ -68,7 +69,8 @@ class Lineage:
     """Folder the weights came from; tokenizer files are copied from it."""
     step: int = 0
     branch: int = 0
-    jobs: dict[str, Progress] = field(default_factory=dict)
+    runs: dict[str, Progress] = field(default_factory=dict)
+    """How far each run over a file got in these weights."""
     parent: str | None = None
 
     @property
@@ -102,7 +104,7 @@ def write_state(lineage: Lineage, folder: Path) -> None:
         "rng": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
         "schedule": lineage.config.training.model_dump(mode="json"),
         "config_hash": content_hash(config_json(lineage.config)),
-        "jobs": {job: progress.to_json() for job, progress in lineage.jobs.items()},
+        "runs": {run: progress.to_json() for run, progress in lineage.runs.items()},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -114,14 +116,16 @@ def _restore(lineage: Lineage, folder: Path) -> None:
     if facts["format"] != FORMAT:
         raise IntegrityError(f"checkpoint format {facts['format']}", str(folder), f"this build reads format {FORMAT}")
     lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name
-    lineage.jobs = {job: Progress.from_json(tree) for job, tree in facts["jobs"].items()}
+    lineage.runs = {run: Progress.from_json(tree) for run, tree in facts["runs"].items()}
     torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(facts["rng"])), dtype=torch.uint8))
     tensors = load_file(folder / "optimizer.safetensors", device=str(lineage.device))
     for name, parameter in lineage.model.named_parameters():
         state = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
         missing = [key for key, tensor in state.items() if tensor is None]
         if missing and lineage.step:
-            raise IntegrityError(f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older checkpoint")
+            raise IntegrityError(
+                f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older one"
+            )
         lineage.optimizer.state[parameter] = state
 
 

@@ -1,0 +1,177 @@
+"""One file's journey as durable workflows: ingest, train, evaluate, promote, improve.
+
+Each begins by reading what is on disk, so that running it again after a kill repeats nothing, and ends by enqueueing
+its successor under an id derived from its own. None waits for another. An exception is an attempt; the third in a row
+fails the job with its class, message and traceback, and everything else goes on.
+"""
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stokehold.core.errors import InputError, StokeholdError
+from stokehold.core.records import JobState, Priority
+from stokehold.data.tokenizer import load_tokenizer
+from stokehold.pipeline.device import DeviceQueue
+from stokehold.pipeline.improve import write_next_file
+from stokehold.pipeline.ingest import ingest_file
+from stokehold.pipeline.trainer import Trainer
+from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, versions
+from stokehold.store.home import Home
+from stokehold.store.jobs import JobsClient, workflow
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the workflows of this process share."""
+
+    home: Home
+    jobs: JobsClient
+    device: DeviceQueue
+    trainer: Trainer
+
+
+TRACE_CHARS = 8000
+
+Stage = Callable[[Workshop, Mapping[str, Any]], JobState]
+
+
+def declare(workshop: Workshop) -> None:
+    """Declares every workflow of this process; call it before `jobs.launch`."""
+    for kind, stage in STAGES.items():
+        workflow(kind)(_runner(workshop, kind, stage))
+
+
+def _runner(workshop: Workshop, kind: str, stage: Stage) -> Callable[[dict[str, Any]], str]:
+    def run(payload: dict[str, Any]) -> str:
+        return run_stage(workshop, stage, payload).value
+
+    run.__name__ = kind
+    return run
+
+
+def run_stage(workshop: Workshop, stage: Stage, payload: Mapping[str, Any]) -> JobState:
+    """Runs a stage until it ends or has failed for good; the job's row says which."""
+    db, job_id = workshop.jobs.db, str(payload["job"])
+    job = job_rows.begin(db, job_id, *_place(workshop))
+    while job.state is JobState.RUNNING:
+        try:
+            state = stage(workshop, payload)
+        except Exception as error:  # noqa: BLE001 - stored with its traceback, retried, at last failed: never swallowed
+            job = record_failure(workshop, job_id, error)
+        else:
+            return job_rows.set_state(db, job_id, state).state
+    return job.state
+
+
+def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Any:
+    """Stores the exception; bad input fails at once, since a second look at the same bytes finds the same."""
+    db = workshop.jobs.db
+    text = str(error) if isinstance(error, StokeholdError) else f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))[-TRACE_CHARS:]
+    events.record(db, "job_failed", f"{job_id}: {text}", traceback=trace)
+    if isinstance(error, InputError):
+        return job_rows.set_state(db, job_id, JobState.FAILED, text)
+    return job_rows.record_exception(db, job_id, text, *_place(workshop))
+
+
+def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
+    home, db = workshop.home, workshop.jobs.db
+    tokenizer = load_tokenizer(versions.resolve(home, db, "base"))
+    source = Path(payload["blob"])
+    dataset = ingest_file(home, home.config(), tokenizer, source, payload["content_hash"], payload["file"])
+    job_rows.set_dataset(db, payload["job"], dataset.id)
+    priority = job_rows.get_job(db, payload["job"]).priority
+    run = str(payload["job"]).split("-", 1)[1]
+    follow(workshop, payload, "train", {"file": payload["file"], "dataset": dataset.id, "run": run}, priority)
+    clear_inbox(home, Path(payload["path"]), payload["bytes"])
+    note = f"{dataset.accepted} rows, {dataset.held_out} held out, {dataset.rejected} rejected"
+    events.record(db, "ingested", f"{dataset.file}: {note}", dataset=dataset.id)
+    return JobState.COMPLETED
+
+
+def train(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
+    """Trains the file and, on the same device, judges what came of it before the next file may begin."""
+    db, job, run = workshop.jobs.db, payload["job"], payload["run"]
+    outcome = workshop.device.run(lambda: workshop.trainer.train(job, run, payload["dataset"]))
+    if outcome.state is JobState.FAILED:
+        raise InputError(outcome.reason, str(payload["file"]), "see the dataset's rejected.jsonl")
+    step = outcome.checkpoint.step
+    events.record(db, outcome.state.value, f"{payload['file']}: {outcome.reason}", step=step)
+    if outcome.reason == "stopped":
+        control.done(db, "stop")
+    if outcome.reason == "skipped" and control.done(db, "skip"):
+        requeue(workshop, payload, step)
+    if outcome.state is JobState.COMPLETED:
+        follow(workshop, payload, "evaluate", {"file": payload["file"], "step": step})
+    return outcome.state
+
+
+def requeue(workshop: Workshop, payload: Mapping[str, Any], step: int) -> None:
+    """Sends a skipped file to the end of the queue, with its cursor; a cancelled one stays away."""
+    if job_rows.get_job(workshop.jobs.db, payload["job"]).state is not JobState.CANCELLED:
+        facts = {key: payload[key] for key in ("file", "dataset", "run")}
+        workshop.jobs.enqueue("train", facts, Priority.LOW, f"train-{payload['run']}-from-{step}")
+
+
+def evaluate(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
+    """Sees to it that the file's last checkpoint is judged: it is, unless a kill came between."""
+    folder = checkpoints.checkpoint_folder(workshop.home, payload["step"])
+    if not folder.is_dir():
+        return JobState.COMPLETED  # training went back beyond it: there is nothing left to judge
+    weights = checkpoints.load_checkpoint(folder).weights_hash
+    done = evaluations.latest_for(workshop.home, workshop.jobs.db, weights)
+    done = done or workshop.device.run(lambda: workshop.trainer.evaluate_step(payload["step"]))
+    if done is not None:
+        follow(workshop, payload, "promote", {"file": payload["file"], "evaluation": done.id})
+    return JobState.COMPLETED
+
+
+def promote(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
+    """Sees to it that the evaluation was decided upon, and lets what it showed become the next file."""
+    if evaluations.decided(workshop.jobs.db, payload["evaluation"])[1] is None:
+        evaluation = evaluations.load(workshop.home, payload["evaluation"])
+        workshop.device.run(lambda: workshop.trainer.decide(evaluation))
+    follow(workshop, payload, "improve", {"file": payload["file"], "evaluation": payload["evaluation"]})
+    return JobState.COMPLETED
+
+
+def improve(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
+    written = write_next_file(workshop.home, workshop.jobs, payload["evaluation"], payload["job"])
+    events.record(workshop.jobs.db, "improve", written.reason, file=written.file)
+    return JobState.COMPLETED
+
+
+STAGES: Mapping[str, Stage] = {
+    "ingest": ingest,
+    "train": train,
+    "evaluate": evaluate,
+    "promote": promote,
+    "improve": improve,
+}
+
+
+def follow(
+    workshop: Workshop,
+    payload: Mapping[str, Any],
+    kind: str,
+    facts: Mapping[str, Any],
+    priority: Priority = Priority.NORMAL,
+) -> None:
+    """Enqueues the successor; its id follows from ours, so a repeated stage enqueues it once."""
+    stem = str(payload["job"]).split("-", 1)[1]
+    workshop.jobs.enqueue(kind, facts, priority, f"{kind}-{stem}")
+
+
+def clear_inbox(home: Home, path: Path, size: int) -> None:
+    """Takes the submitted file out of the inbox, now that a published dataset holds its content."""
+    inside = path.is_relative_to(home.inbox)
+    if inside and path.is_file() and path.stat().st_size == size:
+        path.unlink()
+
+
+def _place(workshop: Workshop) -> tuple[int | None, int]:
+    last = journal.last_step(workshop.jobs.db)
+    return (None, 0) if last is None else (last.step, last.branch)

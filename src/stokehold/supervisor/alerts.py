@@ -1,0 +1,156 @@
+"""What a person should be told now: one pure rule each, over the same facts as the status payload."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from stokehold.core.records import Evaluation, Step, SuiteState
+from stokehold.supervisor.facts import Facts
+from stokehold.supervisor.trends import pooled
+
+WARNING, CRITICAL = "warning", "critical"
+
+SPIKE_FACTOR = 2.0
+SPIKE_STEPS = 50
+SPIKE_STEPS_NEEDED = 10
+GRAD_NORM_HIGH = 100.0
+GRAD_NORM_LOW = 1e-7
+PLATEAU_EVALUATIONS = 50
+PLATEAU_SHARE = 0.01
+PLATEAU_ENDS = 10
+"""Evaluations at each end of the window whose means are compared: one noisy suite is no progress."""
+
+ECE_LIMIT = 0.3
+GAP_LIMIT_NATS = 0.3
+SLOW_SHARE = 0.6
+SLOW_STEPS = 10
+BASELINE_STEPS = 50
+DISK_LOW_GB = 5.0
+"""Room for a checkpoint with optimiser of a small model; below it publishing begins to fail."""
+
+RESTART_SHOWN = timedelta(minutes=10)
+STALE_INTERVALS = 3
+STALE_FILES = 3
+"""Files begun since the last evaluation: that many without one between them were not evaluated at their ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """`kind` names the rule, `severity` is warning or critical, `text` says what is seen and against what."""
+
+    kind: str
+    severity: str
+    text: str
+
+
+def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
+    """Every alert that holds; `status` is the payload of the same facts, its own alerts left out."""
+    training = status["status"] == "training"
+    limit_c = facts.config.telemetry.gpu_limit_c
+    found = [
+        loss_spike(facts.steps),
+        grad_norm(facts.steps),
+        plateau([em for e in facts.evaluations if (em := pooled(e, "exact")) is not None]),
+        above("ece", "calibration error of the held-out answers", status["fixed_eval_ece"], ECE_LIMIT),
+        above("val_train_gap", "held-out loss above training loss, nats", status["val_train_gap"], GAP_LIMIT_NATS),
+        throughput(facts.steps) if training else None,
+        disk_low(status["disk"]["free_gb"]),
+        *restarts(facts.children, facts.now),
+        evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
+        evaluator_stale(facts.steps, facts.evaluations, facts.config.training.eval_steps) if facts.suites else None,
+        above("temperature", "GPU temperature, °C", status["gpu"]["temperature_c"], limit_c, CRITICAL),
+    ]
+    return [alert for alert in found if alert is not None]
+
+
+def loss_spike(steps: Sequence[Step]) -> Alert | None:
+    """The newest loss is twice the mean of the 50 before it."""
+    before = [step.loss for step in steps[-SPIKE_STEPS - 1 : -1]]
+    if len(before) < SPIKE_STEPS_NEEDED or steps[-1].loss <= SPIKE_FACTOR * (mean := statistics.fmean(before)):
+        return None
+    return Alert("loss_spike", WARNING, f"loss {steps[-1].loss:.3g} at step {steps[-1].step}, recent mean {mean:.3g}")
+
+
+def grad_norm(steps: Sequence[Step]) -> Alert | None:
+    """The newest gradient norm is beyond what training lives on."""
+    if not steps or GRAD_NORM_LOW <= steps[-1].grad_norm <= GRAD_NORM_HIGH:
+        return None
+    word = "exploding" if steps[-1].grad_norm > GRAD_NORM_HIGH else "vanishing"
+    return Alert("grad_norm", WARNING, f"gradient {word}: norm {steps[-1].grad_norm:.3g} at step {steps[-1].step}")
+
+
+def plateau(exact: Sequence[float]) -> Alert | None:
+    """The held-out share moved by less than one point over 50 evaluations, and there was room to move."""
+    window = exact[-PLATEAU_EVALUATIONS:]
+    if len(window) < PLATEAU_EVALUATIONS:
+        return None
+    then, now = statistics.fmean(window[:PLATEAU_ENDS]), statistics.fmean(window[-PLATEAU_ENDS:])
+    if abs(now - then) >= PLATEAU_SHARE or now > 1 - PLATEAU_SHARE:
+        return None
+    return Alert("plateau", WARNING, f"held-out exact stays near {now:.1%} over {PLATEAU_EVALUATIONS} evaluations")
+
+
+def above(kind: str, what: str, value: float | None, limit: float, severity: str = WARNING) -> Alert | None:
+    """A reading is over its limit."""
+    if value is None or value <= limit:
+        return None
+    return Alert(kind, severity, f"{what}: {value:.3g}, limit {limit:g}")
+
+
+def throughput(steps: Sequence[Step]) -> Alert | None:
+    """The last 10 steps make less than 60 % of the tokens per second that is usual here."""
+    rates = [step.tokens / step.seconds for step in steps if step.seconds > 0]
+    if len(rates) < BASELINE_STEPS + SLOW_STEPS:
+        return None
+    usual, now = statistics.median(rates[:-SLOW_STEPS]), statistics.median(rates[-SLOW_STEPS:])
+    if now >= SLOW_SHARE * usual:
+        return None
+    return Alert("throughput", WARNING, f"{now:.0f} tokens/s, usual here {usual:.0f}")
+
+
+def disk_low(free_gb: float | None) -> Alert | None:
+    """There is hardly room for the next checkpoint."""
+    if free_gb is None or free_gb >= DISK_LOW_GB:
+        return None
+    return Alert("disk_low", CRITICAL, f"{free_gb:.1f} GB free; `stoke gc` shows what can go")
+
+
+def restarts(children: Sequence[Mapping[str, Any]], now: str) -> list[Alert]:
+    """Roles that were restarted in the last 10 minutes, and those given up after a crash loop."""
+    since = (datetime.fromisoformat(now) - RESTART_SHOWN).timestamp()
+    found = []
+    for child in children:
+        role = child["role"]
+        recent = [e for e in child["exits"] if datetime.fromisoformat(e["at"]).timestamp() >= since]
+        if child["state"] == "stopped":
+            text = f"{role} keeps failing (exit {child['exits'][-1]['exit']}) and was given up; see {child['log']}"
+            found.append(Alert("crash_loop", CRITICAL, text))
+        elif recent:
+            times = "once" if len(recent) == 1 else f"{len(recent)} times"
+            text = f"{role} was restarted {times} in 10 minutes, last exit {recent[-1]['exit']}"
+            found.append(Alert("worker_restarted", WARNING, text))
+    return found
+
+
+def evaluator_broken(newest: Evaluation | None) -> Alert | None:
+    """A suite of the newest evaluation could not be judged."""
+    broken = [r for r in newest.suites.values() if r.state is SuiteState.BROKEN] if newest else []
+    if not broken:
+        return None
+    why = "; ".join(f"{result.suite}: {result.reason or 'no reason given'}" for result in broken)
+    return Alert("evaluator_broken", CRITICAL, why)
+
+
+def evaluator_stale(steps: Sequence[Step], evaluations: Sequence[Evaluation], eval_steps: int) -> Alert | None:
+    """Training has gone on for long without an evaluation: three intervals, or two whole files."""
+    judged = max((e.step for e in evaluations if e.step is not None), default=0)
+    since = [step for step in steps if step.step > judged]
+    if not since:
+        return None
+    files = len({step.job for step in since})
+    behind = since[-1].step - judged
+    if (eval_steps and behind > STALE_INTERVALS * eval_steps) or (not eval_steps and files >= STALE_FILES):
+        return Alert("evaluator_stale", WARNING, f"no evaluation for {behind} steps")
+    return None

@@ -1,0 +1,180 @@
+"""What the status payload and the alerts are made of: one consistent reading of a home, taken as it is now."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import sqlalchemy as sa
+
+from stokehold.core.config import Config
+from stokehold.core.records import Evaluation, Job, JobState, Step
+from stokehold.store import control, evaluations, job_rows, journal, suites, tables
+from stokehold.store.database import Database
+from stokehold.store.files import utc_now
+from stokehold.store.home import Home
+from stokehold.store.journal import TrainingSample
+from stokehold.supervisor.trainer import Trainer, read_trainer
+from stokehold.supervisor.trends import EMA_STEPS
+
+SAMPLES_READ = 120
+EVALUATIONS_READ = 60
+JOB_STEPS_READ = 100_000
+"""Steps looked back on for the beginning of the present file: an indexed range, not the whole journal."""
+
+CHILDREN_FILE = "supervisor.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Memory and disk of this machine, in units of 10^9 bytes; None where the system does not tell."""
+
+    ram_used_gb: float | None = None
+    ram_total_gb: float | None = None
+    ram_percent: float | None = None
+    disk_free_gb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything known; sequences are in time order, the newest last.
+
+    `steps`: the last of the journal; `job_steps`: rows of the present file; `matches`: of the last in-training
+    samples; `sampled`, `correct`: of all of them; `evaluations`: those of training, on the newest one's suites;
+    `children`: what the supervisor says of its processes.
+    """
+
+    config: Config
+    now: str
+    trainer: Trainer | None = None
+    command: str | None = None
+    current_job: Job | None = None
+    waiting_files: int = 0
+    unfinished_jobs: int = 0
+    started_files: int = 0
+    last_file_state: JobState | None = None
+    steps: Sequence[Step] = ()
+    job_steps: int = 0
+    sample: TrainingSample | None = None
+    matches: Sequence[bool] = ()
+    sampled: int = 0
+    correct: int = 0
+    evaluations: Sequence[Evaluation] = ()
+    suites: int = 0
+    machine: Machine = Machine()
+    context_tokens: int | None = None
+    children: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+def gather(home: Home, db: Database) -> Facts:
+    """Reads everything; a few milliseconds, whatever the length of the run."""
+    config = home.config()
+    trainer = read_trainer(home.status)
+    unfinished = job_rows.list_jobs(db, job_rows.UNFINISHED)
+    current = _current_job(unfinished, trainer)
+    last = journal.last_step(db)
+    steps = journal.steps(db, since=last.step - EMA_STEPS - 1) if last is not None else []
+    samples = journal.latest_samples(db, SAMPLES_READ)
+    sampled, correct = _sample_counts(db)
+    return Facts(
+        config=config,
+        now=utc_now(),
+        trainer=trainer,
+        command=control.current(db),
+        current_job=current,
+        waiting_files=sum(job.state is JobState.QUEUED and job.kind in ("ingest", "train") for job in unfinished),
+        unfinished_jobs=len(unfinished),
+        started_files=_started_files(db),
+        last_file_state=_last_file_state(db),
+        steps=steps,
+        job_steps=_job_steps(db, last) if last is not None and current is not None and last.job == current.id else 0,
+        sample=samples[0] if samples else None,
+        matches=[sample.match for sample in reversed(samples)],
+        sampled=sampled,
+        correct=correct,
+        evaluations=_series(home, db),
+        suites=len(suites.suite_names(home)),
+        machine=_machine(home),
+        context_tokens=_context_tokens(str(home.root / config.model.base)) if config.model.base else None,
+        children=read_children(home),
+    )
+
+
+def read_children(home: Home) -> list[Mapping[str, Any]]:
+    """The supervisor's children as it last wrote them; none when no supervisor ever ran here."""
+    try:
+        written = orjson.loads((home.status / CHILDREN_FILE).read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return []
+    return list(written.get("children", ())) if isinstance(written, dict) else []
+
+
+def _current_job(unfinished: Sequence[Job], trainer: Trainer | None) -> Job | None:
+    """The train job at work: the one the trainer names, else the one that runs."""
+    named = trainer.job if trainer is not None else None
+    at_work = [job for job in unfinished if job.kind == "train" and job.state is not JobState.QUEUED]
+    return next((job for job in unfinished if job.id == named), at_work[0] if at_work else None)
+
+
+def _series(home: Home, db: Database) -> list[Evaluation]:
+    """Evaluations of training steps over the same suites as the newest, oldest first."""
+    found = [e for e in evaluations.list_evaluations(home, db, limit=EVALUATIONS_READ) if e.step is not None]
+    return [e for e in reversed(found) if e.suites.keys() == found[0].suites.keys()]
+
+
+def _started_files(db: Database) -> int:
+    column = tables.jobs.c
+    query = sa.select(sa.func.count()).where(column.kind == "train", column.state != JobState.QUEUED.value)
+    with db.read() as connection:
+        return int(connection.execute(query).scalar() or 0)
+
+
+def _last_file_state(db: Database) -> JobState | None:
+    """How the newest train job that is not waiting stands."""
+    column = tables.jobs.c
+    query = sa.select(column.state).where(column.kind == "train", column.state != JobState.QUEUED.value)
+    with db.read() as connection:
+        state = connection.execute(query.order_by(column.updated.desc()).limit(1)).scalar()
+    return None if state is None else JobState(state)
+
+
+def _job_steps(db: Database, last: Step) -> int:
+    column = tables.journal.c
+    recent = sa.and_(column.branch == last.branch, column.step > last.step - JOB_STEPS_READ)
+    with db.read() as connection:
+        query = sa.select(sa.func.count()).where(recent, column.job == last.job)
+        return int(connection.execute(query).scalar() or 0)
+
+
+def _sample_counts(db: Database) -> tuple[int, int]:
+    """(all in-training samples, those that matched)."""
+    matched = tables.samples.c.matched
+    with db.read() as connection:
+        query = sa.select(sa.func.count(), sa.func.sum(sa.cast(matched, sa.Integer))).select_from(tables.samples)
+        counted, correct = connection.execute(query).one()
+    return int(counted), int(correct or 0)
+
+
+def _machine(home: Home) -> Machine:
+    memory = psutil.virtual_memory()
+    return Machine(
+        ram_used_gb=(memory.total - memory.available) / 1e9,
+        ram_total_gb=memory.total / 1e9,
+        ram_percent=memory.percent,
+        disk_free_gb=shutil.disk_usage(home.root).free / 1e9,
+    )
+
+
+@lru_cache(maxsize=8)
+def _context_tokens(base: str) -> int | None:
+    """The longest input the base model was built for; bases never change."""
+    path = Path(base) / "config.json"
+    if not path.is_file():
+        return None
+    written = orjson.loads(path.read_bytes())
+    found = written.get("text_config", written).get("max_position_embeddings")
+    return found if isinstance(found, int) else None

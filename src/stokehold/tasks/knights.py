@@ -1,0 +1,109 @@
+"""Knights always tell the truth, knaves always lie: who is which?
+
+A saying is a list: ["is", a, knight] (knight is true or false), ["same", a, b], ["differ", a, b], ["or", a, x, b, y]
+(a is x or b is y, or both), ["and", a, x, b, y], ["count", n] (exactly n of all are knights).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from stokehold.tasks.family import strings
+
+Kinds = Mapping[str, bool]
+"""True for a knight, by name."""
+
+MAX_PEOPLE = 8
+"""256 ways: the most that is searched through."""
+
+ARITY = {"is": 3, "same": 3, "differ": 3, "or": 5, "and": 5, "count": 2}
+
+
+def is_true(saying: Sequence[Any], kinds: Kinds) -> bool:
+    """Whether what is said is so; KeyError for an unknown person or kind of saying."""
+    kind, *rest = saying
+    if kind == "count":
+        return bool(sum(kinds.values()) == rest[0])
+    first = kinds[rest[0]]
+    if kind == "is":
+        return bool(first == rest[1])
+    if kind in ("same", "differ"):
+        return (first == kinds[rest[1]]) == (kind == "same")
+    a, b = bool(first == rest[1]), bool(kinds[rest[2]] == rest[3])
+    return {"or": a or b, "and": a and b}[kind]
+
+
+def ways(people: Sequence[str], sayings: Sequence[Sequence[Any]]) -> list[dict[str, bool]]:
+    """Every way to be knights and knaves such that each person's saying is true exactly if they are a knight."""
+    every = (dict(zip(people, kinds, strict=True)) for kinds in product((True, False), repeat=len(people)))
+    return [w for w in every if all(w[p] == is_true(s, w) for p, s in zip(people, sayings, strict=True))]
+
+
+def make(rng: random.Random, people: Sequence[str], kinds: Sequence[str]) -> tuple[dict[str, bool], list[list[Any]]]:
+    """(the one way, a saying of each person in order); people speak of others or of the number of knights."""
+    while True:
+        truth = {person: rng.random() < 0.5 for person in people}
+        sayings = [_saying(rng, person, truth, kinds) for person in people]
+        if len(ways(people, sayings)) == 1:
+            return truth, sayings
+
+
+def check(people: object, sayings: object) -> tuple[list[str], list[list[Any]]]:
+    """The problem where metadata holds one with a single way; ValueError otherwise."""
+    names = strings(people)
+    if not isinstance(sayings, list) or len(sayings) != len(names) or not 1 <= len(names) <= MAX_PEOPLE:
+        raise ValueError("not a problem of knights and knaves")
+    if any(not isinstance(s, list) or not s or ARITY.get(str(s[0])) != len(s) for s in sayings):
+        raise ValueError("not a saying")
+    try:
+        found = len(ways(names, sayings))
+    except (LookupError, TypeError) as error:
+        raise ValueError("not a saying about these people") from error
+    if found != 1:
+        raise ValueError(f"{found} ways agree with the sayings")
+    return names, sayings
+
+
+def text(saying: Sequence[Any]) -> str:
+    """The saying in words."""
+    kind, *rest = saying
+    if kind == "count":
+        return f"Exactly {rest[0]} of us {'is a knight' if rest[0] == 1 else 'are knights'}."
+    if kind == "is":
+        return f"{rest[0]} is {_kind(rest[1])}."
+    if kind in ("same", "differ"):
+        return f"{rest[0]} and {rest[1]} are {'the same kind' if kind == 'same' else 'different kinds'}."
+    return f"{rest[0]} is {_kind(rest[1])} {kind} {rest[2]} is {_kind(rest[3])}."
+
+
+def canonical(person: str, saying: Sequence[Any]) -> str:
+    """Who says what, without wording: pairs in one order."""
+    kind, *rest = saying
+    if kind in ("same", "differ"):
+        rest = sorted(rest)
+    if kind in ("or", "and") and rest[0] > rest[2]:
+        rest = rest[2:] + rest[:2]
+    return " ".join(map(str, [person, kind, *rest]))
+
+
+def _kind(knight: bool) -> str:
+    return "a knight" if knight else "a knave"
+
+
+def _saying(rng: random.Random, person: str, truth: Kinds, kinds: Sequence[str]) -> list[Any]:
+    """Something this person can say: true of a knight, false of a knave."""
+    others = [name for name in truth if name != person]
+    while True:
+        kind = rng.choice(kinds)
+        if kind == "count":
+            saying: list[Any] = [kind, rng.randint(0, len(truth))]
+        elif kind == "is":
+            saying = [kind, rng.choice(others), rng.random() < 0.5]
+        elif kind in ("same", "differ"):
+            saying = [kind, *rng.sample(others, 2)]
+        else:
+            a, b = rng.sample(others, 2)
+            saying = [kind, a, rng.random() < 0.5, b, rng.random() < 0.5]
+        if is_true(saying, truth) == truth[person]:
+            return saying

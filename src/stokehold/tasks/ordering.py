@@ -1,0 +1,98 @@
+"""Clues about the order of people in a line, and every order that they leave.
+
+A clue is a list: ["before", a, b], ["next", a, b] (a directly before b), ["beside", a, b], ["between", a, b, n] (n
+people between), ["at", a, place], ["not_at", a, place]; places count from 1.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+from stokehold.tasks.family import strings
+
+Order = tuple[str, ...]
+
+MAX_PEOPLE = 7
+"""5,040 orders: the most that is searched through."""
+
+TEXT = {
+    "before": "{} is before {}.",
+    "next": "{} is directly before {}.",
+    "beside": "{} is next to {}.",
+    "between": "Between {} and {} there are exactly {}.",
+    "at": "{} is number {}.",
+    "not_at": "{} is not number {}.",
+}
+SYMMETRIC = ("beside", "between")
+
+
+def is_true(clue: Sequence[Any], order: Order) -> bool:
+    """Whether the order agrees with the clue; KeyError for a kind of clue that does not exist."""
+    kind, first, other, *more = clue
+    place = order.index(first)
+    if kind in ("at", "not_at"):
+        return bool((place + 1 == other) == (kind == "at"))
+    step = order.index(other) - place
+    return {
+        "before": step > 0,
+        "next": step == 1,
+        "beside": abs(step) == 1,
+        "between": abs(step) - 1 == (more[0] if more else None),
+    }[kind]
+
+
+def orders(people: Sequence[str], clues: Sequence[Sequence[Any]]) -> list[Order]:
+    """Every order of the people that agrees with all clues."""
+    return [order for order in permutations(people) if all(is_true(clue, order) for clue in clues)]
+
+
+def make(rng: random.Random, people: Sequence[str], kinds: Sequence[str]) -> tuple[Order, list[list[Any]]]:
+    """(the one order, clues that leave no other); each clue ruled something out when it was added."""
+    truth = tuple(rng.sample(people, len(people)))
+    left, clues = list(permutations(sorted(people))), list[list[Any]]()
+    while len(left) > 1:
+        clue = _true_clue(rng, truth, rng.choice(kinds))
+        still = [order for order in left if is_true(clue, order)]
+        if len(still) < len(left):
+            left, clues = still, [*clues, clue]
+    rng.shuffle(clues)
+    return truth, clues
+
+
+def check(people: object, clues: object) -> tuple[list[str], list[list[Any]]]:
+    """The problem where metadata holds one with a single order; ValueError otherwise."""
+    names = strings(people)
+    if not isinstance(clues, list) or not 2 <= len(names) <= MAX_PEOPLE or len(set(names)) < len(names):
+        raise ValueError("not an ordering problem")
+    try:
+        found = len(orders(names, clues))
+    except LookupError as error:
+        raise ValueError("not a clue about these people") from error
+    if found != 1:
+        raise ValueError(f"{found} orders agree with the clues")
+    return names, clues
+
+
+def canonical(clue: Sequence[Any]) -> str:
+    """The clue without its wording: symmetric ones either way round."""
+    kind, *rest = clue
+    if kind in SYMMETRIC:
+        rest[:2] = sorted(rest[:2])
+    return " ".join(map(str, [kind, *rest]))
+
+
+def _true_clue(rng: random.Random, truth: Order, kind: str) -> list[Any]:
+    """A true clue of this kind about random people."""
+    first, other = sorted(rng.sample(range(len(truth)), 2))
+    if kind in ("next", "beside"):
+        first = rng.randrange(len(truth) - 1)
+        other = first + 1
+    if kind == "at":
+        return [kind, truth[first], first + 1]
+    if kind == "not_at":
+        return [kind, truth[first], other + 1]
+    pair = [truth[first], truth[other]]
+    if kind in SYMMETRIC:
+        rng.shuffle(pair)
+    return [kind, *pair, other - first - 1] if kind == "between" else [kind, *pair]

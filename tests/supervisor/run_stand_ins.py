@@ -1,0 +1,15 @@
+"""A supervisor over stand-ins: `python run_stand_ins.py HOME TRAINER-SCRIPT WEB-SCRIPT`, words split at commas."""
+
+import sys
+from pathlib import Path
+
+from stokehold.store import jobs
+from stokehold.store.home import Home
+from stokehold.supervisor.main import Supervisor
+from stokehold.supervisor.processes import Role
+
+home = Home.open(Path(sys.argv[1]))
+trainer = Role("trainer", "stand_in", tuple(sys.argv[2].split(",")), {"GIVEN": "to the trainer"}, ("trainer",))
+web = Role("web", "stand_in", tuple(sys.argv[3].split(",")), {})
+with home.lock("supervisor", "stoke up"), jobs.client(home) as client:
+    sys.exit(Supervisor(home, client, (trainer, web)).run())

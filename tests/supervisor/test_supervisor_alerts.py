@@ -1,0 +1,97 @@
+"""Each alert rule, just on either side of its limit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from stokehold.core.config import Config
+from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
+from stokehold.supervisor import alerts
+from stokehold.supervisor.facts import Facts, Machine
+from stokehold.supervisor.status import from_facts
+
+Make = Callable[..., Step]
+NOW = "2026-01-01T01:00:00.000Z"
+
+
+def judged(step: int, exact: float = 0.5, state: SuiteState = SuiteState.OK) -> Evaluation:
+    result = SuiteResult("syllo", state, n=100, exact=exact, nll_per_token=1.0, reason="canary failed")
+    return Evaluation(f"e{step}", f"step:{step}", "w", "f", {"syllo": result}, 1.0, "", NOW, step=step)
+
+
+def kinds(facts: Facts) -> set[str]:
+    return {alert["kind"] for alert in from_facts(facts)["active_alerts"]}
+
+
+def test_loss_spike_is_twice_the_recent_mean(make_step: Make) -> None:
+    usual = [make_step(n, loss=1.0) for n in range(1, 20)]
+    assert alerts.loss_spike([*usual, make_step(20, loss=2.0)]) is None
+    assert alerts.loss_spike([*usual, make_step(20, loss=2.01)]) is not None
+    assert alerts.loss_spike([make_step(1, loss=1.0), make_step(2, loss=9.0)]) is None
+
+
+@pytest.mark.parametrize(("norm", "told"), [(100.0, False), (100.1, True), (1e-7, False), (0.9e-7, True), (1.0, False)])
+def test_gradient_norm_limits(make_step: Make, norm: float, told: bool) -> None:
+    assert (alerts.grad_norm([make_step(1, grad_norm=norm)]) is not None) is told
+    assert alerts.grad_norm([]) is None
+
+
+def test_plateau_needs_fifty_evaluations_without_a_point_of_progress() -> None:
+    assert alerts.plateau([0.5] * 49) is None
+    assert alerts.plateau([0.5] * 50) is not None
+    assert alerts.plateau([0.5] * 25 + [0.52] * 25) is None
+    assert alerts.plateau([0.5] * 25 + [0.505] * 25) is not None
+    assert alerts.plateau([1.0] * 50) is None
+
+
+def test_throughput_below_sixty_percent_of_what_is_usual(make_step: Make) -> None:
+    usual = [make_step(n, tokens=100, seconds=1.0) for n in range(1, 61)]
+    slow = [make_step(n, tokens=59, seconds=1.0) for n in range(61, 71)]
+    fair = [make_step(n, tokens=61, seconds=1.0) for n in range(61, 71)]
+    assert alerts.throughput([*usual, *slow]) is not None
+    assert alerts.throughput([*usual, *fair]) is None
+    assert alerts.throughput(slow) is None
+
+
+def test_limits_on_readings_and_the_unknown_is_silent() -> None:
+    assert alerts.above("ece", "x", 0.31, 0.3) is not None
+    assert alerts.above("ece", "x", 0.3, 0.3) is None
+    assert alerts.above("ece", "x", None, 0.3) is None
+    assert alerts.disk_low(4.9) is not None
+    assert alerts.disk_low(5.0) is None
+    assert alerts.disk_low(None) is None
+
+
+def test_restarts_of_the_last_ten_minutes_and_roles_given_up() -> None:
+    child: dict[str, Any] = {"role": "trainer", "state": "running", "log": "trainer.log", "exits": []}
+    recent, old = {"at": "2026-01-01T00:50:01Z", "exit": -9}, {"at": "2026-01-01T00:49:59Z", "exit": 1}
+    assert alerts.restarts([child], NOW) == []
+    assert alerts.restarts([child | {"exits": [old]}], NOW) == []
+    assert [a.kind for a in alerts.restarts([child | {"exits": [old, recent]}], NOW)] == ["worker_restarted"]
+    stopped = child | {"exits": [old], "state": "stopped"}
+    assert [a.kind for a in alerts.restarts([stopped], NOW)] == ["crash_loop"]
+
+
+def test_a_broken_suite_and_a_stale_evaluator(make_step: Make) -> None:
+    broken = alerts.evaluator_broken(judged(1, state=SuiteState.BROKEN))
+    assert broken is not None
+    assert "canary failed" in broken.text
+    assert alerts.evaluator_broken(judged(1)) is None
+    steps = [make_step(n) for n in range(1, 40)]
+    assert alerts.evaluator_stale(steps, [judged(9)], eval_steps=10) is None
+    assert alerts.evaluator_stale(steps, [judged(8)], eval_steps=10) is not None
+    assert alerts.evaluator_stale(steps, [], eval_steps=0) is None
+    files = [make_step(n, job=f"train-{n}") for n in range(1, 4)]
+    assert alerts.evaluator_stale(files, [], eval_steps=0) is not None
+    assert alerts.evaluator_stale(files, [judged(3)], eval_steps=0) is None
+
+
+def test_rules_reach_the_payload(make_step: Make) -> None:
+    steps = [make_step(n) for n in range(1, 30)] + [make_step(30, loss=4.0, grad_norm=200.0)]
+    bad = SuiteResult("syllo", SuiteState.OK, n=10, exact=0.1, nll_per_token=5.0, parts={"ece": 0.4})
+    evaluation = replace(judged(30), suites={"syllo": bad})
+    facts = Facts(Config(), NOW, steps=steps, evaluations=[evaluation], machine=Machine(disk_free_gb=1.0))
+    assert kinds(facts) == {"loss_spike", "grad_norm", "ece", "val_train_gap", "disk_low"}
+    assert kinds(Facts(Config(), NOW, machine=Machine(disk_free_gb=100.0))) == set()
