@@ -50,7 +50,8 @@ REWRITING = """\
 HEADERS = """\
 {%- for message in messages %}
     {%- if loop.first %}{{ bos_token }}{% endif %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
@@ -78,7 +79,7 @@ SHAPES = {
     "headers": (
         HEADERS,
         ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        {"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|eot_id|>"}},
+        {"bos_token": "<|begin_of_text|>", "eos_token": {"__type": "AddedToken", "content": "<|eot_id|>"}},
     ),
     "model_role": (
         MODEL_ROLE,

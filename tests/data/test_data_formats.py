@@ -52,7 +52,13 @@ CONVERSIONS = [
     ({"instruction": "Do", "input": "", "output": "done"}, [("user", "Do"), ("assistant", "done")]),
     ({"instruction": "Do", "output": "done"}, [("user", "Do"), ("assistant", "done")]),
     (
-        {"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": "H"}, {"from": "gpt", "value": "G"}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "S"},
+                {"from": "human", "value": "H"},
+                {"from": "gpt", "value": "G"},
+            ]
+        },
         [("system", "S"), ("user", "H"), ("assistant", "G")],
     ),
 ]
@@ -134,7 +140,9 @@ def test_a_bad_line_says_why(tree: Any, reason: str) -> None:
 
 
 def test_true_surrogate_pairs_and_every_64_bit_integer_are_kept() -> None:
-    sample = accepted(b'{"text": "\\ud83d\\ude00", "metadata": {"a": 18446744073709551615, "b": -9223372036854775808}}').sample
+    sample = accepted(
+        b'{"text": "\\ud83d\\ude00", "metadata": {"a": 18446744073709551615, "b": -9223372036854775808}}'
+    ).sample
     assert sample.text == "😀"
     assert from_row(orjson.loads(orjson.dumps(to_row(sample)))).metadata == {"a": 2**64 - 1, "b": -(2**63)}
 
@@ -145,14 +153,20 @@ def test_an_empty_turn_beside_an_answer_is_no_fault() -> None:
 
 def test_the_id_is_that_of_what_is_said() -> None:
     first = accepted({"messages": CHAT, "metadata": {"a": 1}}).sample.id
-    again = accepted(b'{ "metadata": {}, "messages":[{"content":"Hi","role":"user"},{"role":"assistant","content":"Hello"}]}')
+    again = accepted(
+        b'{ "metadata": {}, "messages":[{"content":"Hi","role":"user"},{"role":"assistant","content":"Hello"}]}'
+    )
     assert again.sample.id == first
     assert accepted({"messages": [CHAT[0], {"role": "assistant", "content": "Hello!"}]}).sample.id != first
     assert accepted({"prompt": "Hi", "completion": "Hello"}).sample.id == first
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )

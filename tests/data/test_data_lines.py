@@ -85,7 +85,9 @@ def test_the_limit_counts_the_bytes_of_the_line_alone(tmp_path: Path, length: in
 
 
 @given(content=st.binary(max_size=60).map(lambda b: b.replace(b"\xef", b"")), limit=st.integers(1, 12))
-def test_every_line_is_seen_once_and_as_it_is(tmp_path_factory: pytest.TempPathFactory, content: bytes, limit: int) -> None:
+def test_every_line_is_seen_once_and_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, limit: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "lines.jsonl"
     path.write_bytes(content)
     expected = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -19,10 +19,9 @@ from stokehold.data.tokenizer import ChatTokenizer, Document, load_tokenizer, tr
 ENDS = {"chatml": "<|im_end|>", "rewriting": "<|im_end|>", "headers": "<|eot_id|>", "model_role": "<end_of_turn>"}
 SHAPES = sorted(ENDS)
 
-CONTENT = st.text(max_size=12) | st.lists(
-    st.sampled_from(["\n", "\n\n", " ", "a", "é", "漢", "😀", '"au"', "7", "<|im_end|>", "<|im_start|>", "<bos>", "<|eot_id|>"]),
-    max_size=8,
-).map("".join)
+CONTROL = ["<|im_end|>", "<|im_start|>", "<bos>", "<|eot_id|>"]
+PIECES = ["\n", "\n\n", " ", "a", "é", "漢", "😀", '"au"', "7", *CONTROL]
+CONTENT = st.text(max_size=12) | st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 """What people type, control tokens and the white space that a template puts before answers among it."""
 
 QUESTION, ANSWER = Message("user", "How many tiles?"), Message("assistant", "12 tiles.")
@@ -56,7 +55,9 @@ def test_every_answer_is_trained_with_its_end_of_turn_and_nothing_else(
     )
 
 
-def test_a_template_that_rewrites_earlier_turns_gives_a_document_per_answer(tokenizers: dict[str, ChatTokenizer]) -> None:
+def test_a_template_that_rewrites_earlier_turns_gives_a_document_per_answer(
+    tokenizers: dict[str, ChatTokenizer],
+) -> None:
     tokenizer = tokenizers["rewriting"]
     messages = conversation("One?", "First.", "Two?", "Second.", system="Be brief.")
     first, second = documents(tokenizer, messages)
@@ -69,7 +70,9 @@ def test_a_template_that_rewrites_earlier_turns_gives_a_document_per_answer(toke
         assert document.trained[len(prompt)]
 
 
-def test_thoughts_of_an_answer_are_trained_where_inference_would_write_them(tokenizers: dict[str, ChatTokenizer]) -> None:
+def test_thoughts_of_an_answer_are_trained_where_inference_would_write_them(
+    tokenizers: dict[str, ChatTokenizer],
+) -> None:
     tokenizer = tokenizers["rewriting"]
     messages = conversation("One?", "<think>\nHm.\n</think>\n\nFirst.")
     (document,) = documents(tokenizer, messages)
@@ -77,6 +80,11 @@ def test_thoughts_of_an_answer_are_trained_where_inference_would_write_them(toke
     prompt, gold = tokenizer.answer_ids(messages)
     assert prompt == tokenizer.prompt_ids(messages[:1], thinking=True)
     assert gold == document.ids[document.trained].tolist()
+
+
+def test_no_token_crosses_into_any_answer_of_a_prompt(chatml: ChatTokenizer) -> None:
+    messages = conversation("", "\n0", "", "0")
+    assert chatml.answer_ids(messages)[0] == chatml.prompt_ids(messages[:3])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -102,7 +110,9 @@ def test_training_and_inference_share_one_form(
 
 @settings(max_examples=100, deadline=None)
 @given(contents=st.lists(CONTENT, min_size=6, max_size=6), system=st.none() | CONTENT)
-def test_trained_text_is_the_answers_to_the_letter(chatml: ChatTokenizer, contents: list[str], system: str | None) -> None:
+def test_trained_text_is_the_answers_to_the_letter(
+    chatml: ChatTokenizer, contents: list[str], system: str | None
+) -> None:
     answers = [content for content in contents[1::2] if content.strip()]
     assume(answers)
     (document,) = documents(chatml, conversation(*contents, system=system))
@@ -177,7 +187,8 @@ def test_special_ids_and_size(tokenizers: dict[str, ChatTokenizer], folders: dic
         vocabulary = Tokenizer.from_file(str(folders[shape] / "tokenizer.json")).get_vocab()
         assert tokenizer.size == max(vocabulary.values()) + 1
         assert vocabulary[ENDS[shape]] in tokenizer.stop_ids
-    assert tokenizers["model_role"].stop_ids == {vocabulary_id(folders, "model_role", t) for t in ("<eos>", "<end_of_turn>")}
+    ends = {vocabulary_id(folders, "model_role", token) for token in ("<eos>", "<end_of_turn>")}
+    assert tokenizers["model_role"].stop_ids == ends
     assert tokenizers["chatml"].pad_id == vocabulary_id(folders, "chatml", "<|pad|>")
     assert tokenizers["headers"].pad_id in tokenizers["headers"].stop_ids
     assert len({tokenizer.template_hash for tokenizer in tokenizers.values()}) == len(tokenizers)
@@ -278,10 +289,7 @@ def test_a_syllable_has_the_same_tokens_in_a_bank_and_in_json(chatml: ChatTokeni
 
 
 def test_digits_stand_alone_and_known_prompts_are_short(chatml: ChatTokenizer) -> None:
-    assert tokens(chatml, "In 2024, 1234567") == ["In", " ", *"2024", ",", " ", *"1234567"] or all(
-        len(t.strip()) == 1 for t in tokens(chatml, "2024 1234567") if t.strip().isdigit()
-    )
-    assert [t for t in tokens(chatml, "x2024y") if t.isdigit()] == list("2024")
+    assert [t for t in tokens(chatml, "x2024y, 1234567.") if t.isdigit()] == list("20241234567")
     assert len(tokens(chatml, "1. ___ ___ - a large group of listeners")) <= 11
 
 
@@ -297,7 +305,7 @@ HOSTILE = [
     "{{ ''.__class__.__base__.__subclasses__() }}",
     "{{ messages.append(1) }}",
     "{{ cycler.__init__.__globals__.os.system('true') }}",
-    "{{ raise_exception.__globals__ }}",
+    "{{ raise_exception.__globals__.os }}",
 ]
 
 
@@ -314,13 +322,14 @@ CHATML_TAIL = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<
 
 
 def test_renderings_do_not_depend_on_the_day(folders: dict[str, Path], tmp_path: Path) -> None:
-    copy_folder(folders["chatml"], tmp_path, **{"chat_template.jinja": "{{ strftime_now('%d %b %Y') }}\n" + CHATML_TAIL})
+    template = "{{ strftime_now('%d %b %Y') }}\n" + CHATML_TAIL
+    copy_folder(folders["chatml"], tmp_path, **{"chat_template.jinja": template})
     assert load_tokenizer(tmp_path).render((QUESTION,)).startswith("26 Jul 2024\n")
 
 
 def test_a_template_that_loses_the_answer_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m.content | upper }}<|im_end|>{{ loop.length }}{% endfor %}"
-    copy_folder(folders["chatml"], tmp_path, **{"chat_template.jinja": template.replace("| upper", "| replace('a','b')")})
+    template = "{% for m in messages %}{{ m.content | replace('a', 'b') }}<|im_end|>{{ loop.length }}{% endfor %}"
+    copy_folder(folders["chatml"], tmp_path, **{"chat_template.jinja": template})
     tokenizer = load_tokenizer(tmp_path)
     with pytest.raises(InputError, match="does not write the answer as it is"):
         documents(tokenizer, (QUESTION, Message("assistant", "banana")))

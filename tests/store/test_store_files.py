@@ -185,6 +185,29 @@ def test_hash_and_copy_agree_with_the_content(tmp_path_factory: pytest.TempPathF
     assert (folder / "b").read_bytes() == content
 
 
+def test_everything_is_on_disk_before_the_name_and_the_manifest_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps only what was synced: watches the calls on their way to the system."""
+    seen: list[tuple[str, str]] = []
+    real_sync, real_rename = os.fsync, os.rename
+
+    def fsync(handle: int) -> None:
+        seen.append(("sync", Path(f"/proc/self/fd/{handle}").readlink().name))
+        real_sync(handle)
+
+    def rename(source: Path, target: Path) -> None:
+        seen.append(("rename", Path(target).name))
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    publish(tmp_path / "it", two_files, {"kind": "test"})
+    stage = next(name for _, name in seen if name.startswith(STAGING))
+    assert set(seen[:3]) == {("sync", "weights"), ("sync", "config.json"), ("sync", "sub")}
+    assert seen[3:] == [("sync", MANIFEST), ("sync", stage), ("rename", "it"), ("sync", tmp_path.name)]
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path

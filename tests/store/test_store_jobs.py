@@ -440,6 +440,16 @@ def test_nothing_leaves_the_machine(home: Home, client: jobs.JobsClient) -> None
     assert "console.dbos.dev" not in errors
 
 
+def test_dbos_commits_are_on_disk_before_they_return(home: Home, client: jobs.JobsClient) -> None:
+    config = jobs.launch_config(home, "trainer-0")
+    engine = config["system_database_engine"]
+    assert engine is not None
+    with engine.begin() as connection:
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+    engine.dispose()
+    assert pragmas == ["wal", 2]
+
+
 def test_two_workers_and_a_journal_share_one_file(home: Home, client: jobs.JobsClient, launch: Launch) -> None:
     """No lost write and no "database is locked" while two DBOS processes and a trainer write."""
     made = [client.enqueue(kind, {"lines": 20, "sleep_s": 0}) for kind in ("ingest", "train") * 20]

@@ -1,7 +1,7 @@
 """A child as the supervisor expects one, without a model: `python -m stand_in SCRIPT… --parent-fd N`.
 
 Each word of the script is done in turn: `say:TEXT`, `env:NAME` (prints its value), `fail:CODE`, `serve` (waits for
-the end of the pipe, then leaves with 0), `finish:SECONDS` (as serve, but takes that long to leave), `deaf` (never leaves).
+the end of the pipe, then leaves with 0), `deaf` (never leaves).
 """
 
 import os
@@ -19,10 +19,9 @@ def main() -> None:
             print(f"{argument}={os.environ.get(argument)}", flush=True)
         elif act == "fail":
             sys.exit(int(argument))
-        elif act in ("serve", "finish"):
+        elif act == "serve":
             while os.read(pipe, 1):
                 pass
-            time.sleep(float(argument or 0))
             print("left in order", flush=True)
         elif act == "deaf":
             time.sleep(600)

@@ -155,6 +155,7 @@ def test_up_restarts_what_dies_and_leaves_in_order(up: Callable[[str, str], Up],
     house = up("env:GIVEN,serve", "serve")
     first = until(lambda: house.running("trainer"))
     until(lambda: house.running("web"))
+    until(lambda: "GIVEN=to the trainer" in house.log("trainer"))
     os.kill(first, signal.SIGKILL)
     until(lambda: house.running("trainer") not in (None, first))
     until(lambda: house.log("trainer").count("GIVEN=to the trainer") == 2)

@@ -24,11 +24,12 @@ from stokehold.supervisor.status import from_facts, payload, write_status
 from stokehold.supervisor.trainer import Trainer, read_trainer
 
 DEFINED = """status current_step total_steps epoch loss learning_rate timestamp model_name max_output_tokens
-context_window batch_step batch_total_steps batch_number batch_queue_size current_file current_system_prompt current_prompt
-golden_answer model_answer answer_matches total_evals total_correct accuracy_percent accuracy_last_20 accuracy_last_50
-accuracy_trend streaming_ce loss_variance token_entropy loss_trend fixed_eval_em fixed_eval_ce fixed_eval_ece
-fixed_eval_trend val_train_gap tokens_per_sec eta_seconds pattern_heatmap pattern_loss_trend layer_activity_summary
-lora_stats train_loss_history accuracy_history gpu ram disk active_alerts"""
+context_window batch_step batch_total_steps batch_number batch_queue_size current_file
+current_system_prompt current_prompt golden_answer model_answer answer_matches total_evals total_correct
+accuracy_percent accuracy_last_20 accuracy_last_50 accuracy_trend streaming_ce loss_variance
+token_entropy loss_trend fixed_eval_em fixed_eval_ce fixed_eval_ece fixed_eval_trend val_train_gap
+tokens_per_sec eta_seconds pattern_heatmap pattern_loss_trend layer_activity_summary lora_stats
+train_loss_history accuracy_history gpu ram disk active_alerts"""
 KEYS = DEFINED.split()
 KNOWN_WHEN_EMPTY = {
     "status": "idle",

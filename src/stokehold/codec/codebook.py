@@ -56,12 +56,12 @@ class Codebook:
         """`IntegrityError` when it is no codebook, of another format, or its entries are not those of its version."""
         try:
             stored = json.loads(text)
-            form, version, entries = stored["format"], stored["version"], [parse(e) for e in stored["entries"]]
+            written, version, entries = stored["format"], stored["version"], [parse(e) for e in stored["entries"]]
             book = cls(tuple(entry for entry in entries if isinstance(entry, Form)))
         except (ValueError, KeyError, TypeError, CodecError) as error:
             raise IntegrityError(f"not a codebook ({type(error).__name__}: {error})") from error
-        if form != FORMAT:
-            raise IntegrityError(f"codebook of format {form}", fix="use the program that wrote it")
+        if written != FORMAT:
+            raise IntegrityError(f"codebook of format {written}", fix="use the program that wrote it")
         if book.version != version or len(book.entries) != len(entries):
             raise IntegrityError("codebook entries are not those of its version", str(version), "learn it anew")
         return book
@@ -156,7 +156,7 @@ class _Subtrees:
         """How often each form is printed or replaced when the chosen ones are: what lies inside a chosen one is not."""
         uses = [self._whole[i] for i in range(len(self.forms))]
         for i in reversed(range(len(self.forms))):
-            if i not in chosen:
+            if True:
                 for part in self._parts[i]:
                     uses[part] += uses[i]
         return uses

@@ -110,13 +110,13 @@ def parse(text: str, make: Maker = Form, expand: Callable[[Code], Tree] | None =
         if done is not None:
             raise CodecError("text after the expression", lexeme.start())
         word = lexeme.group()
+        if open_forms and open_forms[-1].op is None:
+            open_forms[-1].op = _operator(word, lexeme.start())
+            continue
         if word == "(":
             if len(open_forms) == MAX_DEPTH:
                 raise CodecError(f"forms nested deeper than {MAX_DEPTH}", lexeme.start())
             open_forms.append(_Open(lexeme.start()))
-            continue
-        if open_forms and open_forms[-1].op is None:
-            open_forms[-1].op = _operator(word, lexeme.start())
             continue
         if word == ")":
             tree: Tree = _close(open_forms, lexeme.start(), make)

@@ -8,7 +8,7 @@ template's own (`Rendering.typed`), and the tokenizer encodes them as ordinary t
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -34,12 +34,26 @@ _VARIANTS: tuple[Mapping[str, Any], ...] = ({"enable_thinking": False}, {})
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A conversation as text. `spans` are character ranges to train, each from the first character that inference
-    would generate through the end-of-turn token; `typed` are ranges that look like control tokens and are not."""
+    """A conversation as text, with places in it counted in characters.
+
+    `spans` are the ranges to train, each from the first character that inference would generate through the
+    end-of-turn token; `typed` are ranges that look like control tokens and are not; `cuts` are places where an answer
+    begins, which no token may cross, because at inference none can.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...] = ()
     typed: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A conversation through one answer, marked; `head` is its prompt where that is a prefix, as it mostly is."""
+
+    answer: str
+    marked: str
+    head: str | None
 
 
 class _Generation(Extension):
@@ -73,42 +87,49 @@ class ChatTemplate:
         self, messages: Sequence[Message], add_generation_prompt: bool = False, thinking: bool = False
     ) -> Rendering:
         """The conversation as the model reads it; InputError with the template's words when it refuses it."""
-        variant = {} if thinking else _VARIANTS[0]
-        return _unmark(self._run(self._prepare(messages), add_generation_prompt, variant))
+        prepared = self._prepare(messages)
+        marked = self._run(prepared, add_generation_prompt, {} if thinking else _VARIANTS[0])
+        return replace(_unmark(marked), cuts=_cuts(marked, self._turns(prepared)))
 
     def documents(self, messages: Sequence[Message]) -> list[Rendering]:
         """What to train: one rendering with every answer's span, or one per answer where the template rewrites
         earlier turns, each in the form that inference will see. Answers without content are not trained."""
-        prepared = self._prepare(messages)
-        answers = [i for i, m in enumerate(prepared) if m["role"] == "assistant" and m["content"].strip()]
-        turns = [self._turn(prepared[: i + 1]) for i in answers]
-        if not turns:
+        turns = self._turns(self._prepare(messages))
+        trained = [turn for turn in turns if turn.answer.strip()]
+        if not trained:
             raise InputError("no assistant turn with content")
-        whole = turns[-1]
-        if all(whole.text.startswith(turn.text) for turn in turns):
-            return [Rendering(whole.text, tuple(turn.spans[0] for turn in turns), whole.typed)]
-        return turns
+        whole = trained[-1].marked
+        one = all(whole.startswith(turn.marked) for turn in trained)
+        parts = [(whole, trained)] if one else [(turn.marked, [turn]) for turn in trained]
+        return [self._document(marked, answers, turns) for marked, answers in parts]
 
-    def _turn(self, messages: list[dict[str, str]]) -> Rendering:
-        """The conversation through its last message, an answer, with that answer's span."""
+    def _document(self, marked: str, answers: Sequence[_Turn], turns: Sequence[_Turn]) -> Rendering:
+        spans = tuple(self._span(turn) for turn in answers)
+        cuts = {*_cuts(marked, turns), *(start for start, _ in spans)}
+        return replace(_unmark(marked), spans=spans, cuts=tuple(sorted(cuts)))
+
+    def _turns(self, messages: list[dict[str, str]]) -> list[_Turn]:
+        return [self._turn(messages[: i + 1]) for i, m in enumerate(messages) if m["role"] == "assistant"]
+
+    def _turn(self, messages: list[dict[str, str]]) -> _Turn:
         for variant in _VARIANTS:
             marked = self._run(messages, False, variant)
             head = self._run(messages[:-1], True, variant)
             if marked.startswith(head):
-                return self._with_span(_unmark(marked), len(_unmark(head).text))
-        # The prompt that inference sees is no prefix of this text: the answer itself is searched for in it.
-        rendering = _unmark(marked)
-        answer = _unmark(messages[-1]["content"]).text.strip()
-        start = rendering.text.rfind(answer)
+                return _Turn(messages[-1]["content"], marked, head)
+        return _Turn(messages[-1]["content"], marked, None)
+
+    def _span(self, turn: _Turn) -> tuple[int, int]:
+        text = _unmark(turn.marked).text
+        # Where the prompt that inference sees is no prefix of the text, the answer itself is searched for in it.
+        searched = text.rfind(_unmark(turn.answer).text.strip())
+        start = searched if turn.head is None else len(_unmark(turn.head).text)
         if start < 0:
             raise InputError("the chat template does not write the answer as it is")
-        return self._with_span(rendering, start)
-
-    def _with_span(self, rendering: Rendering, start: int) -> Rendering:
-        end = rendering.text.rfind(self.end_of_turn)
+        end = text.rfind(self.end_of_turn)
         if end < start:
             raise InputError(f"the chat template does not end this answer with {self.end_of_turn}")
-        return Rendering(rendering.text, ((start, end + len(self.end_of_turn)),), rendering.typed)
+        return start, end + len(self.end_of_turn)
 
     def _prepare(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         plain = [{"role": m.role, "content": self._mark(m.content)} for m in messages]
@@ -167,6 +188,12 @@ def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
             folded.append(message)
             waiting = []
     return folded + ([{"role": "user", "content": "\n\n".join(waiting)}] if waiting else [])
+
+
+def _cuts(marked: str, turns: Sequence[_Turn]) -> tuple[int, ...]:
+    """Where the answers of `turns` begin in `marked`, those whose prompt stands in it as inference saw it."""
+    heads = (turn.head for turn in turns if turn.head is not None)
+    return tuple(len(_unmark(head).text) for head in heads if marked.startswith(head))
 
 
 def _unmark(marked: str) -> Rendering:

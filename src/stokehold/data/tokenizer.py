@@ -159,20 +159,19 @@ class ChatTokenizer:
         return documents
 
     def _encode_rendering(self, rendering: Rendering, whole: Encoding | None = None) -> Encoding:
-        """The tokens of a rendering; no token crosses the start of a span, because at inference none can."""
+        """The tokens of a rendering; it is encoded in pieces where a token would cross the beginning of an answer."""
         if not rendering.typed:
             whole = whole or self._chat.encode(rendering.text, add_special_tokens=False)
-            if not any(_crosses(whole, start) for start, _ in rendering.spans):
+            if not any(_crosses(whole, cut) for cut in rendering.cuts):
                 return whole
-        edges = {0, len(rendering.text), *(start for start, _ in rendering.spans)}
-        edges |= {edge for span in rendering.typed for edge in span}
-        cuts = sorted(edges)
+        typed_edges = (edge for span in rendering.typed for edge in span)
+        edges = sorted({0, len(rendering.text), *rendering.cuts, *typed_edges})
         typed = set(rendering.typed)
         pieces = [
             (self._typed if (start, end) in typed else self._chat).encode(
                 rendering.text[start:end], add_special_tokens=False
             )
-            for start, end in itertools.pairwise(cuts)
+            for start, end in itertools.pairwise(edges)
         ]
         return Encoding.merge(pieces, growing_offsets=True)
 

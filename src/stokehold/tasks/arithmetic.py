@@ -14,7 +14,7 @@ from typing import Any
 
 from stokehold.core.records import Sample, Score
 from stokehold.tasks.answers import read_text
-from stokehold.tasks.family import difficulty, make_sample, stream
+from stokehold.tasks.family import difficulty, first_good, make_sample, stream
 
 CONTRACT = "Answer with the number only, in lowest terms."
 
@@ -58,7 +58,7 @@ class Arithmetic:
 
     def generate(self, seed: int, index: int, level: int) -> Sample:
         rng = stream(self.name, seed, index, level)
-        tree = _accepted(rng, LEVELS[level])
+        tree = first_good(lambda: _accepted(rng, LEVELS[level]), f"arithmetic level {level}")
         question = f"Compute: {_text(tree)}\n{CONTRACT}"
         problem = {"difficulty": difficulty(level), "expression": tree}
         return make_sample(self, (seed, index, level), question, str(value_of(tree)), problem)
@@ -114,17 +114,16 @@ def carries(left: int, right: int) -> int:
     return count
 
 
-def _accepted(rng: random.Random, axes: Axes) -> Any:
-    """A tree whose value exists and that carries only where the level may."""
-    while True:
-        tree = _tree(rng, axes, axes.steps)
-        if not axes.carries and carries(int(tree[1]), int(tree[2])):
-            continue
-        try:
-            value_of(tree)
-        except ValueError:
-            continue
-        return tree
+def _accepted(rng: random.Random, axes: Axes) -> Any | None:
+    """A tree whose value exists and that carries only where the level may; None where this one does not."""
+    tree = _tree(rng, axes, axes.steps)
+    if not axes.carries and carries(int(tree[1]), int(tree[2])):
+        return None
+    try:
+        value_of(tree)
+    except ValueError:
+        return None
+    return tree
 
 
 def _tree(rng: random.Random, axes: Axes, steps: int) -> Any:

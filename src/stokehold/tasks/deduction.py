@@ -18,7 +18,10 @@ NAMES = "Ann Ben Cara Dan Eva Finn Gus Hana Ivan June Kai Lena Max Nora Omar Pia
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """`people` involved, the kinds of clue about their order, the kinds of saying of knights and knaves."""
+    """`people` involved, the kinds of clue about their order, the kinds of saying of knights and knaves.
+
+    "is" alone leaves two ways always: making every knight a knave and the reverse keeps each "X is a knight" said.
+    """
 
     people: int
     clues: tuple[str, ...]
@@ -26,7 +29,7 @@ class Axes:
 
 
 LEVELS: Mapping[int, Axes] = {
-    1: Axes(3, ("before",), ("is",)),
+    1: Axes(3, ("before",), ("is", "same")),
     2: Axes(3, ("before", "not_at"), ("is", "same", "differ")),
     3: Axes(3, ("before", "not_at", "beside"), ("is", "same", "differ", "count")),
     4: Axes(4, ("before", "next", "at"), ("is", "same", "differ")),

@@ -5,10 +5,10 @@ code and never raises on one; `identity` names the problem without id, order or 
 """
 
 import random
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
 
-from stokehold.core.errors import UsageError
+from stokehold.core.errors import StokeholdError, UsageError
 from stokehold.core.identity import is_holdout, short_id
 from stokehold.core.records import Message, Provenance, Sample, Score
 
@@ -16,6 +16,12 @@ Split = Literal["train", "holdout"]
 
 LEVELS = range(1, 11)
 """Ten levels: 1-3 easy, 4-6 medium, 7-10 hard."""
+
+
+ATTEMPTS = 2000
+"""Tries at one problem before it counts as impossible. The hardest level to satisfy needs 30 on average."""
+
+Found = TypeVar("Found")
 
 
 class Family(Protocol):
@@ -47,6 +53,15 @@ def stream(family: str, seed: int, index: int, level: int) -> random.Random:
     if level not in LEVELS:
         raise UsageError(f"there is no level {level}", family, "levels are 1 to 10")
     return random.Random(f"{family}:{seed}:{index}:{level}")
+
+
+def first_good(attempt: Callable[[], Found | None], what: str) -> Found:
+    """The first result that is not None; a generator that can never succeed ends with a StokeholdError."""
+    for _ in range(ATTEMPTS):
+        found = attempt()
+        if found is not None:
+            return found
+    raise StokeholdError(f"no problem found in {ATTEMPTS} tries", what, "the axes of this level contradict each other")
 
 
 def strings(value: object) -> list[str]:

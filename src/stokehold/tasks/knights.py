@@ -6,10 +6,11 @@ A saying is a list: ["is", a, knight] (knight is true or false), ["same", a, b],
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
-from stokehold.tasks.family import strings
+from stokehold.tasks.family import first_good, strings
 
 Kinds = Mapping[str, bool]
 """True for a knight, by name."""
@@ -42,11 +43,7 @@ def ways(people: Sequence[str], sayings: Sequence[Sequence[Any]]) -> list[dict[s
 
 def make(rng: random.Random, people: Sequence[str], kinds: Sequence[str]) -> tuple[dict[str, bool], list[list[Any]]]:
     """(the one way, a saying of each person in order); people speak of others or of the number of knights."""
-    while True:
-        truth = {person: rng.random() < 0.5 for person in people}
-        sayings = [_saying(rng, person, truth, kinds) for person in people]
-        if len(ways(people, sayings)) == 1:
-            return truth, sayings
+    return first_good(lambda: _attempt(rng, people, kinds), "knights and knaves")
 
 
 def check(people: object, sayings: object) -> tuple[list[str], list[list[Any]]]:
@@ -91,19 +88,25 @@ def _kind(knight: bool) -> str:
     return "a knight" if knight else "a knave"
 
 
-def _saying(rng: random.Random, person: str, truth: Kinds, kinds: Sequence[str]) -> list[Any]:
-    """Something this person can say: true of a knight, false of a knave."""
+def _attempt(
+    rng: random.Random, people: Sequence[str], kinds: Sequence[str]
+) -> tuple[dict[str, bool], list[list[Any]]] | None:
+    """Random kinds with a saying of each person; None where another way agrees with the sayings too."""
+    truth = {person: rng.random() < 0.5 for person in people}
+    sayings = [first_good(partial(_saying, rng, person, truth, kinds), "a saying") for person in people]
+    return (truth, sayings) if len(ways(people, sayings)) == 1 else None
+
+
+def _saying(rng: random.Random, person: str, truth: Kinds, kinds: Sequence[str]) -> list[Any] | None:
+    """Something this person can say, true of a knight and false of a knave; None where the one drawn is not."""
     others = [name for name in truth if name != person]
-    while True:
-        kind = rng.choice(kinds)
-        if kind == "count":
-            saying: list[Any] = [kind, rng.randint(0, len(truth))]
-        elif kind == "is":
-            saying = [kind, rng.choice(others), rng.random() < 0.5]
-        elif kind in ("same", "differ"):
-            saying = [kind, *rng.sample(others, 2)]
-        else:
-            a, b = rng.sample(others, 2)
-            saying = [kind, a, rng.random() < 0.5, b, rng.random() < 0.5]
-        if is_true(saying, truth) == truth[person]:
-            return saying
+    kind = rng.choice(kinds)
+    if kind == "count":
+        saying: list[Any] = [kind, rng.randint(0, len(truth))]
+    elif kind == "is":
+        saying = [kind, rng.choice(others), rng.random() < 0.5]
+    else:
+        a, b = rng.sample(others, 2)
+        pair = kind in ("same", "differ")
+        saying = [kind, a, b] if pair else [kind, a, rng.random() < 0.5, b, rng.random() < 0.5]
+    return saying if is_true(saying, truth) == truth[person] else None

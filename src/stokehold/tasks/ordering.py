@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
-from stokehold.tasks.family import strings
+from stokehold.tasks.family import first_good, strings
 
 Order = tuple[str, ...]
 
 MAX_PEOPLE = 7
 """5,040 orders: the most that is searched through."""
+
+MAX_CLUES = 60
+"""Clues tried for one order, most of which rule nothing new out; ten are usually enough."""
 
 TEXT = {
     "before": "{} is before {}.",
@@ -49,15 +52,22 @@ def orders(people: Sequence[str], clues: Sequence[Sequence[Any]]) -> list[Order]
 
 def make(rng: random.Random, people: Sequence[str], kinds: Sequence[str]) -> tuple[Order, list[list[Any]]]:
     """(the one order, clues that leave no other); each clue ruled something out when it was added."""
+    return first_good(lambda: _attempt(rng, people, kinds), "an order of people")
+
+
+def _attempt(rng: random.Random, people: Sequence[str], kinds: Sequence[str]) -> tuple[Order, list[list[Any]]] | None:
+    """A random order with clues; None where `MAX_CLUES` of them still leave two orders."""
     truth = tuple(rng.sample(people, len(people)))
     left, clues = list(permutations(sorted(people))), list[list[Any]]()
-    while len(left) > 1:
+    for _ in range(MAX_CLUES):
         clue = _true_clue(rng, truth, rng.choice(kinds))
         still = [order for order in left if is_true(clue, order)]
         if len(still) < len(left):
             left, clues = still, [*clues, clue]
-    rng.shuffle(clues)
-    return truth, clues
+        if len(left) == 1:
+            rng.shuffle(clues)
+            return truth, clues
+    return None
 
 
 def check(people: object, clues: object) -> tuple[list[str], list[list[Any]]]:

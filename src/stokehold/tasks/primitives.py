@@ -10,15 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stokehold.core.errors import StokeholdError
 from stokehold.core.records import Sample, Score
 from stokehold.tasks.answers import RIGHT, WRONG, compact, read_text
 from stokehold.tasks.clues import words_from
-from stokehold.tasks.family import difficulty, make_sample, stream, strings
+from stokehold.tasks.family import difficulty, first_good, make_sample, stream, strings
 from stokehold.tasks.lexicon import Entry, words_of
-
-ATTEMPTS = 200
-"""Draws before a level counts as impossible; nearly every first draw is good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,7 @@ class Primitives:
         rng = stream(self.name, seed, index, level)
         axes = LEVELS[level]
         kind = rng.choice(axes.kinds)
-        entry, herrings = _problem(rng, axes, kind)
+        entry, herrings = first_good(lambda: _problem(rng, axes, kind), f"primitives level {level}")
         question, gold = _ask(rng, kind, entry, herrings)
         problem = {"difficulty": difficulty(level), "kind": kind, "word": entry.word, "herrings": herrings}
         return make_sample(self, (seed, index, level), question, gold, {**problem, "answer": gold})
@@ -72,19 +68,16 @@ class Primitives:
         return f"primitives|{kind}|{word}|{','.join(sorted(strings(metadata['herrings'])))}"
 
 
-def _problem(rng: random.Random, axes: Axes, kind: str) -> tuple[Entry, list[str]]:
-    """A word and its spare syllables, such that no other word of the lexicon can be assembled."""
+def _problem(rng: random.Random, axes: Axes, kind: str) -> tuple[Entry, list[str]] | None:
+    """A word and its spare syllables; None where another word of the lexicon could be assembled too."""
     pool = words_of(axes.tiers, *axes.syllables)
-    for _ in range(ATTEMPTS):
-        entry = rng.choice(pool)
-        if kind != "assemble":
-            return entry, []
-        spare = sorted({tile for other in rng.sample(pool, axes.herrings) for tile in other.syllables[:1]})
-        herrings = [tile for tile in spare if tile not in entry.syllables]
-        bank = Counter([*entry.syllables, *herrings])
-        if len(herrings) == axes.herrings and words_from(bank, len(entry.syllables)) == [entry.word]:
-            return entry, herrings
-    raise StokeholdError("no word that alone can be assembled", f"primitives, tiers {axes.tiers}", "report it")
+    entry = rng.choice(pool)
+    if kind != "assemble":
+        return entry, []
+    spare = sorted({other.syllables[0] for other in rng.sample(pool, axes.herrings)} - set(entry.syllables))
+    bank = Counter([*entry.syllables, *spare])
+    unique = words_from(bank, len(entry.syllables)) == [entry.word]
+    return (entry, spare) if unique and len(spare) == axes.herrings else None
 
 
 def _ask(rng: random.Random, kind: str, entry: Entry, herrings: list[str]) -> tuple[str, str]:

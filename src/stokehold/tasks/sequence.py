@@ -5,13 +5,13 @@ the family. Answers are JSON lists of integers.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from stokehold.core.records import Sample, Score
 from stokehold.tasks.answers import RIGHT, WRONG, compact, is_int, read_json
-from stokehold.tasks.family import difficulty, make_sample, stream
+from stokehold.tasks.family import difficulty, first_good, make_sample, stream
 from stokehold.tasks.sequence_rules import RULES, continuations
 
 
@@ -48,7 +48,7 @@ class NumberSequence:
     def generate(self, seed: int, index: int, level: int) -> Sample:
         rng = stream(self.name, seed, index, level)
         axes = LEVELS[level]
-        rule, terms = _unambiguous(rng, axes)
+        rule, terms = first_good(lambda: _unambiguous(rng, axes), f"sequence level {level}")
         shown, wanted = terms[: axes.shown], terms[axes.shown :]
         amount = "number" if axes.asked == 1 else f"{axes.asked} numbers"
         question = f"{', '.join(map(str, shown))}\nFind the rule. Answer with the next {amount} as a JSON list."
@@ -68,14 +68,12 @@ class NumberSequence:
         return f"sequence|{','.join(map(str, terms))}|{len(wanted)}"
 
 
-def _unambiguous(rng: random.Random, axes: Axes) -> tuple[str, list[int]]:
-    """(name of the rule, shown and wanted terms) such that no rule known here goes on otherwise."""
-    while True:
-        rule = rng.choice(axes.rules)
-        make: Callable[[random.Random, int, int], list[int]] = RULES[rule]
-        terms = make(rng, axes.largest, axes.shown + axes.asked)
-        if continuations(terms[: axes.shown], axes.asked) == {tuple(terms[axes.shown :])}:
-            return rule, terms
+def _unambiguous(rng: random.Random, axes: Axes) -> tuple[str, list[int]] | None:
+    """(name of the rule, shown and wanted terms); None where another rule known here goes on otherwise."""
+    rule = rng.choice(axes.rules)
+    terms = RULES[rule](rng, axes.largest, axes.shown + axes.asked)
+    unique = continuations(terms[: axes.shown], axes.asked) == {tuple(terms[axes.shown :])}
+    return (rule, terms) if unique else None
 
 
 def _integers(value: object) -> Sequence[int]:

@@ -11,18 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stokehold.core.errors import StokeholdError
 from stokehold.core.records import Sample, Score
 from stokehold.tasks.answers import compact, is_int, read_object
 from stokehold.tasks.clues import available, clue_text, solution_count
-from stokehold.tasks.family import difficulty, make_sample, stream, strings
+from stokehold.tasks.family import difficulty, first_good, make_sample, stream, strings
 from stokehold.tasks.lexicon import Entry, words_of
 
 RULES = "Build each word from the syllables, each used at most once."
 CONTRACT = "Answer in JSON: solutions, inventory_check."
-
-ATTEMPTS = 200
-"""Draws before a puzzle without a second solution counts as impossible; measured: three on average at level 7, the worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,7 @@ class Syllo:
 
     def generate(self, seed: int, index: int, level: int) -> Sample:
         rng = stream(self.name, seed, index, level)
-        for _ in range(ATTEMPTS):
-            puzzle = _puzzle(rng, LEVELS[level])
-            if puzzle is not None:
-                break
-        else:
-            raise StokeholdError("no puzzle with one solution", f"syllo level {level} index {index}", "report it")
-        words, clues, herrings = puzzle
+        words, clues, herrings = first_good(lambda: _puzzle(rng, LEVELS[level]), f"syllo level {level}")
         slots = [list(entry.syllables) for entry in words]
         bank = [tile for slot in slots for tile in slot] + herrings
         rng.shuffle(bank)

@@ -11,7 +11,7 @@ from typing import Any
 
 from stokehold.core.records import Sample, Score
 from stokehold.tasks.answers import RIGHT, WRONG, compact, read_object
-from stokehold.tasks.family import difficulty, make_sample, stream, strings
+from stokehold.tasks.family import difficulty, first_good, make_sample, stream, strings
 from stokehold.tasks.models import Individual, counter_model, is_counter_model
 
 FAMILIAR = (
@@ -103,14 +103,18 @@ def _argument(rng: random.Random, axes: Axes) -> tuple[list[list[str]], list[str
     count = rng.randint(*axes.premises)
     terms = rng.sample(INVENTED if axes.invented else FAMILIAR, count + 1)
     valid = rng.random() < 0.5
-    while True:
-        premises, conclusion = _chain(rng, terms)
-        if not valid:
-            _spoil(rng, rng.choice([*premises, conclusion]))
-        if axes.shuffled:
-            rng.shuffle(premises)
-        if (counter_model(premises, conclusion) is None) == valid:
-            return premises, conclusion
+    premises, conclusion = first_good(lambda: _attempt(rng, terms, valid), "syllogism")
+    if axes.shuffled:
+        rng.shuffle(premises)
+    return premises, conclusion
+
+
+def _attempt(rng: random.Random, terms: Sequence[str], valid: bool) -> tuple[list[list[str]], list[str]] | None:
+    """An argument along the terms; None where it does not come out as wanted."""
+    premises, conclusion = _chain(rng, terms)
+    if not valid:
+        _spoil(rng, rng.choice([*premises, conclusion]))
+    return (premises, conclusion) if (counter_model(premises, conclusion) is None) == valid else None
 
 
 def _chain(rng: random.Random, terms: Sequence[str]) -> tuple[list[list[str]], list[str]]:

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from stokehold.core.errors import InputError
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.training import attention
+
+transformers_logging.disable_progress_bar()
 
 TINY = {
     "hidden_size": 192,

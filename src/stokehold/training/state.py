@@ -123,9 +123,7 @@ def _restore(lineage: Lineage, folder: Path) -> None:
         state = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
         missing = [key for key, tensor in state.items() if tensor is None]
         if missing and lineage.step:
-            raise IntegrityError(
-                f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older one"
-            )
+            raise IntegrityError(f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older one")
         lineage.optimizer.state[parameter] = state
 
 

@@ -1,0 +1,174 @@
+"""Whether all is well: `preflight` before a long run, `doctor` for the accounting."""
+
+import importlib.metadata
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from stokehold.cli.options import HERE, HomeOption, JsonOption
+from stokehold.cli.output import console, emit, table
+from stokehold.core.errors import StokeholdError
+from stokehold.core.records import Dataset
+from stokehold.data.tokenizer import load_tokenizer
+from stokehold.store import checkpoints, datasets, journal, suites, versions
+from stokehold.store.database import Database, connect
+from stokehold.store.home import Home
+from stokehold.supervisor.processes import holder
+
+LOW_DISK_SHARE = 0.15
+GIB = 1024**3
+PACKAGES = ("torch", "transformers", "dbos", "SQLAlchemy")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: `mark` is ✓, ⚠ or ✗, `fix` what to do about the last two."""
+
+    mark: str
+    what: str
+    found: str
+    fix: str = ""
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(preflight)
+    app.command()(doctor)
+
+
+def preflight(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
+    """Everything worth checking before a long run; exit 1 on ✗."""
+    home = Home.open(home_path)
+    checks = [_packages(), _model(home), _suites(home), _disk(home), _memory(home), _processes(home), _checkpoint(home)]
+    if not emit(checks, as_json):
+        table(("", "", "found", "fix"), [(c.mark, c.what, c.found, c.fix) for c in checks])
+    if any(check.mark == "✗" for check in checks):
+        raise SystemExit(1)
+
+
+def doctor(
+    home_path: HomeOption = HERE,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Account for every accepted row.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Checkpoints that verify, and the ledger: accepted = trained + pending + held out, per file."""
+    home = Home.open(home_path)
+    db = connect(home)
+    found = checkpoints.latest(home, db)
+    rows = account(home, db, Path(found.checkpoint.path) if found.checkpoint else None)
+    balanced = all(row.balanced for row in rows)
+    latest = found.checkpoint.path if found.checkpoint else None
+    report = {"latest": latest, "passed_over": found.passed_over, "ledger": rows, "balanced": balanced}
+    if not emit(report, as_json):
+        console.print(f"latest checkpoint that verifies: {latest or 'none yet'}", markup=False)
+        for passed in found.passed_over:
+            console.print(f"passed over: {passed.path}: {passed.reason}", markup=False)
+        if ledger:
+            names = [field.name for field in fields(Account)]
+            table(names, [[getattr(row, name) for name in names] for row in rows])
+    if not balanced:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True)
+class Account:
+    """One file's rows: accepted = held out + trained + unusable + pending, over every run of it in this lineage.
+
+    `unusable` rows were refused when they were tokenised; `rejected` lines were never accepted.
+    """
+
+    file: str
+    dataset: str
+    accepted: int
+    held_out: int
+    trained: int
+    unusable: int
+    pending: int
+    rejected: int
+    balanced: bool
+
+
+def account(home: Home, db: Database, checkpoint: Path | None) -> list[Account]:
+    """The ledger, from the journal (what was trained) and the newest checkpoint (which runs there are)."""
+    runs = list(json.loads((checkpoint / "trainer.json").read_text())["runs"].values()) if checkpoint else []
+    examples: Counter[str] = Counter()
+    for step in journal.steps(db):
+        examples[step.dataset] += step.examples
+    return [_account(d, home.config().training.epochs, examples[d.id], runs) for d in datasets.list_datasets(home)]
+
+
+def _account(dataset: Dataset, epochs: int, examples: int, runs: list[dict[str, Any]]) -> Account:
+    mine = [run for run in runs if run["dataset"] == dataset.id]
+    passes = epochs * max(1, len(mine))
+    unusable = max((run["rejected"] for run in mine), default=0)
+    trained, rest = divmod(examples, passes)
+    pending = dataset.accepted - dataset.held_out - unusable - trained
+    return Account(
+        file=dataset.file,
+        dataset=dataset.id,
+        accepted=dataset.accepted,
+        held_out=dataset.held_out,
+        trained=trained,
+        unusable=unusable,
+        pending=pending,
+        rejected=dataset.rejected,
+        balanced=pending >= 0 and (rest == 0 or pending > 0),
+    )
+
+
+def _packages() -> Check:
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return Check("✓", "packages", found)
+
+
+def _model(home: Home) -> Check:
+    try:
+        folder = versions.resolve(home, connect(home), "base")
+        tokenizer = load_tokenizer(folder)
+    except StokeholdError as error:
+        return Check("✗", "base model", error.what, error.fix)
+    return Check("✓", "base model", f"{home.config().model.architecture}, {tokenizer.size} tokens")
+
+
+def _suites(home: Home) -> Check:
+    names = suites.suite_names(home)
+    if not names:
+        return Check("⚠", "suites", "none yet", "put held-out work into suites/, or let ingest hold a share out")
+    return Check("✓", "suites", ", ".join(names))
+
+
+def _disk(home: Home) -> Check:
+    usage = shutil.disk_usage(home.root)
+    found = f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
+    if usage.free < LOW_DISK_SHARE * usage.total:
+        return Check("⚠", "disk", found, "free some space: checkpoints need it")
+    return Check("✓", "disk", found)
+
+
+def _memory(home: Home) -> Check:
+    """Weights, gradients and two moments in the model's type; activations come on top."""
+    memory = psutil.virtual_memory()
+    folder = home.root / home.config().model.base
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    found = f"{memory.available / GIB:.1f} GiB available, weights and optimiser {4 * weights / GIB:.2f} GiB"
+    if 4 * weights > memory.available:
+        return Check("✗", "memory", found, "take a smaller model")
+    return Check("✓", "memory", found)
+
+
+def _processes(home: Home) -> Check:
+    if (held := holder(home, ("supervisor", "trainer"))) is not None:
+        return Check("⚠", "processes", f"in use by {held}", "`stoke down` stops it")
+    return Check("✓", "processes", "none holds this home")
+
+
+def _checkpoint(home: Home) -> Check:
+    found = checkpoints.latest(home, connect(home))
+    if found.passed_over:
+        return Check("⚠", "checkpoints", f"{len(found.passed_over)} damaged", "`stoke doctor` names them")
+    return Check("✓", "checkpoints", Path(found.checkpoint.path).name if found.checkpoint else "none yet")

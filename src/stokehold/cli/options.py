@@ -1,0 +1,32 @@
+"""Options that many commands share, and how a command becomes the worker that does the work."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from stokehold.store.home import Home
+from stokehold.supervisor.processes import worker_environment
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="STOKE_HOME", help="The home folder; default: the current one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+HERE = Path()
+
+
+def become(home: Home, module: str, arguments: Sequence[str]) -> NoReturn:
+    """Replaces this process by the worker, so that killing the command kills the work."""
+    command = [sys.executable, "-m", module, "--home", str(home.root), *arguments]
+    sys.stdout.flush()
+    os.execve(sys.executable, command, {**os.environ, **worker_environment(home.config())})
+
+
+def flag(name: str, value: object) -> list[str]:
+    """`--name value` for the worker, nothing where the value is None or False."""
+    if value is None or value is False:
+        return []
+    return [name] if value is True else [name, str(value)]

@@ -1,0 +1,153 @@
+"""Files in, jobs looked after, the running trainer told what to do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stokehold.cli.options import HERE, HomeOption, JsonOption
+from stokehold.cli.output import console, emit, table
+from stokehold.core.errors import InputError
+from stokehold.core.records import Job, Priority, Rejection
+from stokehold.data.formats import parse_line
+from stokehold.data.lines import read_lines
+from stokehold.store import control, events, jobs
+from stokehold.store.database import connect
+from stokehold.store.home import Home
+
+LISTED = 50
+SHOWN_REJECTIONS = 20
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (submit, validate, queue, retry, cancel, pause, resume, stop, skip):
+        app.command()(command)
+    app.command("events")(list_events)
+
+
+def submit(
+    files: Annotated[list[Path], typer.Argument(help="JSONL files.")],
+    priority: Annotated[Priority, typer.Option(help="Which come first.")] = Priority.NORMAL,
+    again: Annotated[bool, typer.Option("--again", help="Train content that was trained before.")] = False,
+    home_path: HomeOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Hands files in, by the same door as the inbox; their content is safe when this returns."""
+    home = Home.open(home_path)
+    with jobs.client(home) as client:
+        for path in files:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise InputError("not a regular file", str(path), "give the file itself")
+            if path.exists() and not path.stat().st_size:
+                raise InputError("the file is empty", str(path), "give a file with at least one line")
+        show([client.submit_file(path, priority, again) for path in files], as_json)
+
+
+def validate(
+    file: Annotated[Path, typer.Argument(help="A JSONL file.")],
+    home_path: HomeOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Checks every line of a file as ingest would, without a home or a model; exit 1 when no line is good."""
+    if not file.is_file():
+        raise InputError("no such file", str(file), "check the path")
+    limit = Home.open(home_path).config().data.max_line_bytes if (home_path / "stoke.toml").is_file() else 64 * 1024**2
+    good, bad, notes = 0, list[Rejection](), dict[str, int]()
+    for line in read_lines(file, limit):
+        outcome = line if isinstance(line, Rejection) else parse_line(line, file.name)
+        if isinstance(outcome, Rejection):
+            bad.append(outcome)
+        else:
+            good += 1
+            if outcome.note:
+                notes[outcome.note] = notes.get(outcome.note, 0) + 1
+    if not emit({"file": str(file), "accepted": good, "rejected": bad, "notes": notes}, as_json):
+        console.print(f"{file.name}: {good} good lines, {len(bad)} bad", markup=False)
+        for note, count in notes.items():
+            console.print(f"  {note}: {count} rows", markup=False)
+        for rejection in bad[:SHOWN_REJECTIONS]:
+            console.print(f"  line {rejection.line}: {rejection.reason} · {rejection.excerpt}", markup=False)
+    if not good:
+        raise SystemExit(1)
+
+
+def queue(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
+    """Jobs, newest last."""
+    with jobs.client(Home.open(home_path)) as client:
+        show(client.list_jobs(limit=LISTED), as_json)
+
+
+def retry(job: str, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
+    """Runs a job once more that failed, was cancelled or stopped, from where it was."""
+    with jobs.client(Home.open(home_path)) as client:
+        show([client.retry(job)], as_json)
+
+
+def cancel(job: str, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
+    """Takes a job out of the queue; a training one leaves at its next step."""
+    with jobs.client(Home.open(home_path)) as client:
+        show([client.cancel(job)], as_json)
+
+
+def pause(
+    home_path: HomeOption = HERE,
+    free: Annotated[bool, typer.Option("--free", help="Give the device's memory back too.")] = False,
+) -> None:
+    """The trainer waits after its present step, with a checkpoint."""
+    _ask(home_path, "pause", free)
+
+
+def resume(home_path: HomeOption = HERE) -> None:
+    """The trainer goes on."""
+    _ask(home_path, "resume")
+
+
+def stop(home_path: HomeOption = HERE) -> None:
+    """Ends the present job after this step; `stoke retry` takes it up again."""
+    _ask(home_path, "stop")
+
+
+def skip(home_path: HomeOption = HERE) -> None:
+    """Sends the present file to the end of the queue, with its place kept."""
+    _ask(home_path, "skip")
+
+
+def list_events(
+    home_path: HomeOption = HERE,
+    limit: Annotated[int, typer.Option(help="How many, newest last.")] = 30,
+    as_json: JsonOption = False,
+) -> None:
+    """What happened."""
+    found = events.events(connect(Home.open(home_path)), limit=limit)
+    if not emit(found, as_json):
+        for event in found:
+            console.print(f"{event.created}  {event.kind:<20} {event.text}", markup=False, soft_wrap=True)
+
+
+def show(found: list[Job], as_json: bool) -> None:
+    """Jobs as a list for scripts or a table for people."""
+    if emit([_entry(job) for job in found], as_json):
+        return
+    columns = ("id", "kind", "file", "priority", "state", "done", "attempt", "error")
+    rows = [
+        (j.id, j.kind, j.file, j.priority.value, j.state.value, f"{j.progress:.0%}", j.attempt, j.error) for j in found
+    ]
+    table(columns, rows)
+
+
+def _entry(job: Job) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "id": job.id,
+        "file": job.file,
+        "kind": job.kind,
+        "priority": job.priority.value,
+        "state": job.state.value,
+        "progress": job.progress,
+        "attempt": job.attempt,
+    }
+    return {**entry, "error": job.error} if job.error else entry
+
+
+def _ask(home_path: Path, command: control.Command, free: bool = False) -> None:
+    control.request(connect(Home.open(home_path)), command, free)
+    console.print(f"{command}: asked; it takes effect within one step")

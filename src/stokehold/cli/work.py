@@ -1,0 +1,62 @@
+"""Work that needs a model: each of these commands becomes the worker that does it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
+from stokehold.core.errors import BusyError
+from stokehold.store.home import Home
+from stokehold.supervisor.processes import holder
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (train, evaluate, compare, serve):
+        app.command()(command)
+
+
+def train(
+    files: Annotated[list[Path], typer.Argument(help="JSONL files, trained in this order.")],
+    steps: Annotated[int | None, typer.Option(help="Stop when the step counter reaches this.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    home_path: HomeOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Trains files in the foreground, without a daemon."""
+    home = Home.open(home_path)
+    if (held := holder(home, ("supervisor",))) is not None:
+        raise BusyError(f"this home is up, by {held}", str(home.root), "`stoke submit` them, or `stoke down` first")
+    arguments = [str(path.absolute()) for path in files]
+    arguments += [*flag("--steps", steps), *flag("--resume", resume), *flag("--json", as_json)]
+    become(home, "stokehold.pipeline.foreground", arguments)
+
+
+def evaluate(
+    ref: Annotated[str, typer.Argument(help="latest, champion, base, v0007, step:1200 or a folder.")] = "latest",
+    suite: Annotated[list[str] | None, typer.Option(help="A suite's name; may be repeated.")] = None,
+    home_path: HomeOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Judges weights on held-out suites."""
+    named = [part for name in suite or [] for part in ("--suite", name)]
+    become(Home.open(home_path), "stokehold.pipeline.judge", ["evaluate", ref, *named, *flag("--json", as_json)])
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="The reference.")],
+    b: Annotated[str, typer.Argument(help="What is judged against it.")],
+    home_path: HomeOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Says whether B is better than A, by paired statistics on shared items."""
+    become(Home.open(home_path), "stokehold.pipeline.judge", ["compare", a, b, *flag("--json", as_json)])
+
+
+def serve(
+    ref: Annotated[str | None, typer.Argument(help="What to serve; default: whatever `champion` names.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free port.")] = None,
+    home_path: HomeOption = HERE,
+) -> None:
+    """Answers the OpenAI API with a version of this home."""
+    become(Home.open(home_path), "stokehold.inference.server", [*flag("--ref", ref), *flag("--port", port)])

@@ -1,0 +1,86 @@
+"""Nothing that is judged gets trained, however it is reformatted; nothing else is turned away."""
+
+import pytest
+
+from stokehold.core.records import Message, Sample
+from stokehold.data.firewall import Firewall, question_hash, template_fingerprint
+
+
+def ask(question: str, answer: str, **metadata: str) -> Sample:
+    return Sample("s", (Message("user", question), Message("assistant", answer)), metadata=metadata)
+
+
+def identity_of(sample: Sample) -> str | None:
+    return sample.metadata.get("identity")
+
+
+HELD = Firewall.of(
+    [
+        ask("What is the capital of France?", "Paris"),
+        ask("Anna has 3 apples and eats 1. How many are left?", "2"),
+        ask("Rewrite: the ship sails at 7.", "At 7 the ship sails.", identity="problem-1"),
+        Sample("t", text="Plain held-out text about 4 ships."),
+        Sample("o", (Message("assistant", "An answer to nothing."),)),
+    ],
+    identity_of,
+)
+
+
+@pytest.mark.parametrize("question", ["What is the capital of France?", "  what is\n the CAPITAL of  france? "])
+def test_a_held_out_prompt_is_refused_however_it_is_spaced_and_answered(question: str) -> None:
+    assert "prompt is in an evaluation suite" in (HELD.check(ask(question, "Lyon"), None) or "")
+
+
+def test_a_held_out_prompt_inside_a_longer_conversation_is_refused() -> None:
+    first = ask("What is the capital of France?", "Paris").messages
+    later = (Message("user", "And its river?"), Message("assistant", "The Seine."))
+    assert HELD.check(Sample("s", first + later), None)
+    assert HELD.check(Sample("s", later), None) is None
+
+
+def test_an_identity_is_refused_whatever_the_wording() -> None:
+    assert "problem" in (HELD.check(ask("Say it otherwise.", "x"), "problem-1") or "")
+    assert HELD.check(ask("Say it otherwise.", "x"), "problem-2") is None
+
+
+def test_a_template_refuses_only_where_the_gold_agrees_and_is_reported_otherwise() -> None:
+    same = ask("Bert has 9 apples and eats 7. How many are left?", " 2 ")
+    other = ask("Bert has 9 apples and eats 4. How many are left?", "5")
+    assert "but for numbers and names" in (HELD.check(same, None) or "")
+    assert HELD.check(other, None) is None
+    assert HELD.resembles(other, None)
+    assert not HELD.resembles(ask("How many apples are left?", "2"), None)
+
+
+def test_templates_bind_only_rows_without_an_identity() -> None:
+    same = ask("Bert has 9 apples and eats 7. How many are left?", "2")
+    assert HELD.check(same, "problem-9") is None
+    assert not HELD.resembles(same, "problem-9")
+    assert HELD.check(ask("Rewrite: the ship sails at 9.", "At 7 the ship sails."), None) is None
+
+
+def test_plain_text_and_answers_without_a_question_are_told_apart() -> None:
+    assert HELD.check(Sample("s", text="plain HELD-OUT text  about 4 ships."), None)
+    assert HELD.check(Sample("s", text="Another text about 4 ships."), None) is None
+    assert HELD.check(Sample("s", (Message("assistant", "An answer to nothing."),)), None)
+    assert HELD.check(Sample("s", (Message("assistant", "Another answer."),)), None) is None
+    assert question_hash(Sample("a", text="x")) != question_hash(Sample("a", text="y"))
+
+
+def test_an_empty_firewall_lets_everything_pass() -> None:
+    assert Firewall.of([], identity_of).check(ask("a", "b"), "c") is None
+    assert Firewall().check(ask("a", "b"), None) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("Tom pays 3.50", "Eve pays 1,200", True),
+        ("Tom pays 3", "Tom pays three", False),
+        ("In Paris", "in Paris", False),
+        ("call  Ann", "call Bo\n", True),
+        ("Élan 4", "Orly 77", True),
+    ],
+)
+def test_fingerprints_mask_numbers_and_names(one: str, other: str, equal: bool) -> None:
+    assert (template_fingerprint(ask(one, "")) == template_fingerprint(ask(other, ""))) is equal
