@@ -54,6 +54,12 @@ def test_every_entry_is_used_at_least_twice(examples: list[Tree], size: int) -> 
     assert all(encoded.count(render(Code(i))) >= 2 for i in range(len(book.entries)))
 
 
+def test_an_entry_that_later_ones_swallow_is_dropped() -> None:
+    outer = [parse(f"({op} (- 2 1) 5)") for op in "+*/"]
+    book = learn([*outer, *outer], 10)
+    assert sorted(book.entries, key=render) == sorted(outer, key=render)
+
+
 def test_the_first_entry_is_the_best_single_one() -> None:
     examples = corpus(60, 1)
     candidates = {part for tree in examples for part in walk(tree) if isinstance(part, Form)}

@@ -117,6 +117,17 @@ def test_symmetric_arguments_are_settled(shape: str, count: int) -> None:
     assert canonical("syllogism", f"(premises {' '.join(lines)})") == one
 
 
+@given(st.permutations("abcdefg"))
+def test_cycles_that_look_alike_from_each_term_are_told_apart(names: list[str]) -> None:
+    three_and_four = [(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 6), (6, 3)]
+    lines = [f"(all {names[i]} {names[j]})" for i, j in three_and_four]
+    ring = [f"(all {names[i]} {names[(i + 1) % 7]})" for i in range(7)]
+    one = canonical("syllogism", f"(premises {' '.join(lines)})")
+    expected = "(premises (all A B) (all B C) (all C A) (all D E) (all F D) (all E G) (all G F))"
+    assert one == expected
+    assert canonical("syllogism", f"(premises {' '.join(ring)})") != one
+
+
 def test_many_interchangeable_groups_are_refused_not_searched_for_ever() -> None:
     with pytest.raises(CodecError, match="interchangeable"):
         canonical("syllogism", f"(premises {' '.join(f'(all a{i} b{i})' for i in range(8))})")

@@ -103,6 +103,14 @@ def test_a_users_own_failures_and_closed_levels_give_nothing() -> None:
     assert siblings([own, named, *held_out(3, 2)], (1, 2), 50, Supply(1)) == []
 
 
+def test_levels_that_overlap_give_no_problem_twice() -> None:
+    supply = Supply(2)
+    taken = [identity_of(sample) for level in (1, 2) for sample in supply.take("arithmetic", level, 400)]
+    apart = [identity_of(sample) for level in (1, 2) for sample in Supply(2).take("arithmetic", level, 400)]
+    assert len(set(taken)) == len(taken) == 800
+    assert len(set(apart)) < 800, "the premise: they do overlap"
+
+
 def test_a_file_is_filled_fresh_mixed_and_repeatable() -> None:
     judged = [(sample, WRONG) for sample in held_out(2, 10)]
     history = {1: [1.0], 2: [0.4], 7: [0.5]}

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from stokehold.core.records import Message, Sample
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
@@ -13,6 +21,7 @@ from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokeni
 TEXT = "the quick brown fox jumps over a lazy dog and says é ü 日本 five times before it sleeps again"
 WORDS = TEXT.split()
 CONTEXT = 160
+GPT2_KEYS = ("vocab_size", "pad_token_id", "eos_token_id", "tie_word_embeddings")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +38,10 @@ def tokenizer(tokenizer_folder: Path) -> ChatTokenizer:
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer: ChatTokenizer) -> Callable[..., PreTrainedModel]:
-    """Models by kind and seed, with scaled weights: their logits lie far apart, and they stop now and then."""
+    """Models by kind and seed, with scaled weights: their logits lie far apart, and they stop now and then.
+
+    qwen rotates positions, gpt2 looks them up, gemma alternates sliding and full attention.
+    """
 
     def make(kind: str = "qwen", seed: int = 0) -> PreTrainedModel:
         shape = {
@@ -49,6 +61,9 @@ def make_model(tokenizer: ChatTokenizer) -> Callable[..., PreTrainedModel]:
             model: PreTrainedModel
             if kind == "qwen":
                 model = Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=2, attention_dropout=0.1, **shape))
+            elif kind == "gpt2":
+                heads = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": CONTEXT}
+                model = GPT2LMHeadModel(GPT2Config(**heads, **{k: shape[k] for k in GPT2_KEYS}))
             else:
                 layers = ["sliding_attention", "full_attention"]
                 config = Gemma3TextConfig(num_hidden_layers=2, sliding_window=12, layer_types=layers, **shape)

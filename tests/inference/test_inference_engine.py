@@ -29,7 +29,7 @@ def plain_logits(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
         return model.eval()(input_ids=torch.tensor([list(ids)])).logits[0].float()
 
 
-@pytest.fixture(scope="module", params=["qwen", "gemma"])
+@pytest.fixture(scope="module", params=["qwen", "gpt2", "gemma"])
 def engine(request: pytest.FixtureRequest, make_model: MakeModel, tokenizer: ChatTokenizer) -> Engine:
     return Engine(make_model(request.param, seed=6), tokenizer)
 
@@ -142,16 +142,21 @@ def test_what_cannot_be_answered_says_why(make_model: MakeModel, tokenizer: Chat
     assert odd.gold_tokens == len(tokenizer.answer_ids(asked[4].messages[:2])[1])
 
 
-def test_an_answer_ends_where_the_context_does(make_model: MakeModel, tokenizer: ChatTokenizer) -> None:
-    engine = Engine(make_model(), tokenizer)
-    question = next(
-        Message("user", "a" * n)
+def test_an_answer_ends_where_the_context_does_and_others_go_on(
+    make_model: MakeModel, tokenizer: ChatTokenizer, samples: list[Sample]
+) -> None:
+    engine = Engine(make_model("gpt2", seed=6), tokenizer)
+    full = next(
+        Sample("full", (Message("user", "9" * n),))
         for n in range(1, 400)
-        if len(tokenizer.prompt_ids([Message("user", "a" * n)])) == engine.context_tokens - 2
+        if len(tokenizer.prompt_ids([Message("user", "9" * n)])) == engine.context_tokens - 2
     )
-    (done,) = engine.complete([Sample("s", (question,))], 50, batch_size=1)
-    assert done.finish_reason == "length" or len(done.token_ids) < 2
-    assert len(done.token_ids) <= 2
+    others = engine.complete(samples, NEW_TOKENS, batch_size=64)
+    long = [sample for sample, done in zip(samples, others, strict=True) if done.finish_reason == "length"][:5]
+    done, *rest = engine.complete([full, *long], NEW_TOKENS, batch_size=6)
+    assert (done.finish_reason, len(done.token_ids)) == ("length", 2)
+    alone = {other.sample_id: other.token_ids for other in others}
+    assert [other.token_ids for other in rest] == [alone[sample.id] for sample in long]
 
 
 def test_batches_come_one_by_one_and_nothing_in_means_nothing_out(engine: Engine, samples: list[Sample]) -> None:

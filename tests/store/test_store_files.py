@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from stokehold.store.files import (
     MANIFEST,
     STAGING,
     copy_file,
+    exchange,
     hash_file,
     publish,
     read_manifest,
@@ -72,6 +74,29 @@ def test_replacing_swaps_the_folder_and_keeps_the_old_one(tmp_path: Path) -> Non
     assert read_manifest(tmp_path / "away" / "it")["kind"] == "old"
     assert verify(tmp_path / "it") == verify(tmp_path / "away" / "it") == []
     assert leftovers(tmp_path) == []
+
+
+def test_while_it_is_replaced_the_folder_is_always_there(tmp_path: Path) -> None:
+    """A kill between two renames would lose it; a reader that looks all the time sees whether there is a between."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    if not exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system cannot swap two names")
+    publish(tmp_path / "it", two_files, {"kind": "test"})
+    misses, stop = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal misses
+        while not stop.is_set():
+            misses += not os.path.lexists(tmp_path / "it" / MANIFEST)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in range(150):
+        publish(tmp_path / "it", two_files, {"kind": "test"}, replaced=tmp_path / "away" / str(number))
+    stop.set()
+    reader.join()
+    assert misses == 0
 
 
 def flip(path: Path) -> None:

@@ -22,7 +22,7 @@ from stokehold.telemetry.readings import DeviceReadings, Faults, Metric, Tick
 from stokehold.telemetry.replay import ReplayedSensors
 from stokehold.telemetry.sampler import Sampler
 from stokehold.telemetry.session import Recorder, SessionFile, load_session
-from stokehold.telemetry.table import header, read_table, row
+from stokehold.telemetry.table import COLUMNS, header, read_table, row
 from stokehold.telemetry.workload import Workload, WorkloadSource
 
 FAST = TelemetryConfig(interval_s=0.02)
@@ -205,7 +205,23 @@ def test_a_full_disk_is_reported_and_spoils_no_later_row(tmp_path: Path, tiny_fi
     wait_for(lambda: len(read_table(csv).rows) > before + 2, "no rows after there was space again")
     session: Session = recorder.stop()
     assert read_table(csv).torn <= 1
-    assert session.summary["samples"] > len(read_table(csv).rows)
+    assert session.summary["samples"] > sum(r["device"] == "cpu" for r in read_table(csv).rows)
+
+
+def test_rows_after_a_torn_one_begin_on_their_own_line(tmp_path: Path, tiny_files: None) -> None:
+    file = SessionFile(tmp_path / "rle_x.csv")
+    whole = ",".join(["x"] * len(COLUMNS)) + "\n"
+    with pytest.raises(OSError, match="only part of a row"):
+        file.append(whole * 200)
+    with pytest.raises(OSError, match="File too large"):
+        file.append(whole)
+    before = len(read_table(file.path).rows)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    file.append(whole)
+    file.append(whole)
+    file.close()
+    assert len(read_table(file.path).rows) == before + 2
+    assert read_table(file.path).torn == 1
 
 
 class Unreliable:

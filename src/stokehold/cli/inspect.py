@@ -105,7 +105,7 @@ def account(home: Home, db: Database, checkpoint: Path | None) -> list[Account]:
 def _account(dataset: Dataset, epochs: int, examples: int, runs: list[dict[str, Any]]) -> Account:
     mine = [run for run in runs if run["dataset"] == dataset.id]
     passes = epochs * max(1, len(mine))
-    unusable = max((run["rejected"] for run in mine), default=0)
+    unusable = max((len(run["unusable"]) for run in mine), default=0)
     trained, rest = divmod(examples, passes)
     pending = dataset.accepted - dataset.held_out - unusable - trained
     return Account(

@@ -156,7 +156,7 @@ class _Subtrees:
         """How often each form is printed or replaced when the chosen ones are: what lies inside a chosen one is not."""
         uses = [self._whole[i] for i in range(len(self.forms))]
         for i in reversed(range(len(self.forms))):
-            if True:
+            if i not in chosen:
                 for part in self._parts[i]:
                     uses[part] += uses[i]
         return uses

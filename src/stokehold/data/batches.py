@@ -23,10 +23,9 @@ from stokehold.core.errors import InputError
 from stokehold.core.identity import short_id
 from stokehold.core.records import Rejection, Sample
 from stokehold.data.formats import from_row
+from stokehold.data.lines import EXCERPT_CHARS
 from stokehold.data.packing import pack
 from stokehold.data.tokenizer import ChatTokenizer, Document
-
-EXCERPT_CHARS = 80
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class ChatTokenizer:
 
     def _encode_texts(self, texts: list[str]) -> list[Document]:
         """Plain text with what the tokenizer itself puts around it (some models read a begin-of-text token)."""
-        return [_document(encoding.ids, slice(1, None)) for encoding in self._text.encode_batch_fast(texts)]
+        return [_document(encoding.ids, slice(None)) for encoding in self._text.encode_batch_fast(texts)]
 
     def _encode_renderings(self, renderings: list[Rendering]) -> Iterator[Document]:
         for chunk in (renderings[i : i + TOGETHER] for i in range(0, len(renderings), TOGETHER)):

@@ -111,7 +111,6 @@ class Answer:
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            self.ask.cancelled.set()
             self._events.put_nowait(Failed(StokeholdError("the client went away", self.ask.model)))
 
         watcher = asyncio.create_task(watch())

@@ -8,6 +8,7 @@ inbox only after that folder is published.
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -19,7 +20,7 @@ from stokehold.data.firewall import Firewall, question_hash
 from stokehold.data.formats import from_row, parse_line, to_row
 from stokehold.data.holdout import choose_holdout
 from stokehold.data.lines import read_lines
-from stokehold.data.report import mask_warning, token_report
+from stokehold.data.report import mask_warning, rendered_example, token_report
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.pipeline.suites import open_suites
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
@@ -29,6 +30,8 @@ from stokehold.tasks.registry import identity_of
 
 INBOX_SUITE = "inbox"
 DATASET_ID_CHARS = 16
+CHUNK_ROWS = 1024
+EXAMPLES_SHOWN = 3
 
 
 @dataclass
@@ -38,6 +41,8 @@ class _Parsed:
     prompts: list[str] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    conversations: int = 0
+    resembling: int = 0
 
 
 def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path, content: str, name: str) -> Dataset:
@@ -47,6 +52,7 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
     """
     dataset_id = content[:DATASET_ID_CHARS]
     if (dataset_folder(home, dataset_id) / MANIFEST).is_file():
+        refresh_inbox_suite(home)  # a kill may have come between the dataset and the suite
         return load_dataset(home, dataset_id)
     scratch = home.datasets / f".ingest-{dataset_id}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -68,7 +74,7 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
             held_out=len(held),
             rejected=len(parsed.rejected),
             created=utc_now(),
-            notes=_notes(parsed, report),
+            notes=_notes(scratch, tokenizer, parsed, report),
         )
         dataset = save_dataset(home, record, lambda folder: _move_files(scratch, folder))
     finally:
@@ -78,14 +84,18 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
 
 
 def measure(rows: Path, tokenizer: ChatTokenizer, max_length: int) -> TokenReport:
-    """Lengths in tokens of every row, held in two integers a row."""
+    """Length in tokens of every row's longest document, held in two integers a row.
+
+    Rows that the chat template refuses are left out: training rejects them, with their number.
+    """
     lengths: list[int] = []
     trained: list[int] = []
     with rows.open("rb") as file:
-        for line in file:
-            documents = tokenizer.encode(from_row(orjson.loads(line)))
-            lengths.append(sum(len(document.ids) for document in documents))
-            trained.append(sum(int(document.trained.sum()) for document in documents))
+        while chunk := list(islice(file, CHUNK_ROWS)):
+            for documents in tokenizer.encode_many([from_row(orjson.loads(line)) for line in chunk]):
+                if not isinstance(documents, InputError):
+                    lengths.append(max(len(document.ids) for document in documents))
+                    trained.append(sum(int(document.trained.sum()) for document in documents))
     return token_report(lengths, trained, max_length)
 
 
@@ -110,10 +120,18 @@ def _refuse_unusable(parsed: _Parsed, config: Config, name: str) -> None:
         raise InputError(first.reason, f"{name}, line {first.line}", "correct it, or set data.strict = false")
 
 
-def _notes(parsed: _Parsed, report: TokenReport) -> tuple[str, ...]:
-    converted = [f"{note}: {count} rows" for note, count in sorted(parsed.notes.items())]
-    warning = mask_warning(report.masked_share)
-    return (*converted, warning) if warning else tuple(converted)
+def _notes(folder: Path, tokenizer: ChatTokenizer, parsed: _Parsed, report: TokenReport) -> tuple[str, ...]:
+    """Conversions, rows that look like held-out ones, and an unusual mask with rendered examples to look at."""
+    notes = [f"{note}: {count} rows" for note, count in sorted(parsed.notes.items())]
+    if parsed.resembling:
+        notes.append(f"{parsed.resembling} rows differ from held-out ones in numbers and names only")
+    if warning := mask_warning(report.masked_share, plain_text=parsed.conversations == 0):
+        with (folder / "rows.jsonl").open("rb") as rows:
+            samples = [from_row(orjson.loads(line)) for line in islice(rows, EXAMPLES_SHOWN)]
+        examples = "\n\n".join(rendered_example(tokenizer, sample) for sample in samples)
+        (folder / "examples.txt").write_text(examples)
+        notes.append(f"{warning}; see examples.txt in the dataset")
+    return tuple(notes)
 
 
 def _move_files(source: Path, target: Path) -> None:
@@ -131,6 +149,7 @@ def _accept_rows(folder: Path, config: Config, firewall: Firewall, name: str) ->
                 rejected.write(orjson.dumps(outcome) + b"\n")
                 continue
             sample = _unique(outcome, seen)
+            parsed.conversations += bool(sample.messages)
             parsed.prompts.append(question_hash(sample))
             accepted.write(orjson.dumps(to_row(sample)) + b"\n")
     return parsed
@@ -146,7 +165,9 @@ def _parse(
             continue
         if outcome.note:
             parsed.notes[outcome.note] = parsed.notes.get(outcome.note, 0) + 1
-        refusal = firewall.check(outcome.sample, identity_of(outcome.sample))
+        identity = identity_of(outcome.sample)
+        refusal = firewall.check(outcome.sample, identity)
+        parsed.resembling += refusal is None and firewall.resembles(outcome.sample, identity)
         number = outcome.sample.provenance.line or 0
         yield Rejection(number, refusal, outcome.sample.gold[:80]) if refusal else outcome.sample
 

@@ -64,8 +64,8 @@ def go_back(home: Home, db: Database, reason: str) -> Path:
     if champion.step is None:
         raise NotFoundError("the champion has no checkpoint to train on from", champion.name, "promote a checkpoint")
     folder = checkpoints.find_step(home, champion.step)
-    journal.new_branch(db, champion.step, reason)
-    checkpoints.set_aside(home, champion.step, reason)
+    branch = journal.new_branch(db, champion.step, reason)
+    checkpoints.set_aside(home, champion.step, reason, branch)
     return folder
 
 

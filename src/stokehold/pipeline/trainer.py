@@ -81,6 +81,9 @@ class Trainer:
                 self.recorder = recorder
                 work = Work(job, run, dataset, folder / "rows.jsonl", until_step)
                 outcome = run_job(self.home, lineage, work, self.hooks())
+                if unusable := outcome.progress.unusable:
+                    text = f"{record.file}: {len(unusable)} rows could not be trained, first line {unusable[0]}"
+                    events.record(self.db, "unusable_rows", text, dataset=dataset)
                 if outcome.state is JobState.COMPLETED:
                     self.evaluate_live(lineage, outcome.checkpoint)
         except BaseException:
@@ -177,7 +180,7 @@ class Trainer:
         now = time.monotonic()
         if now - self._progress_told >= STATUS_EVERY_S:
             self._progress_told = now
-            job_rows.set_progress(self.db, step.job, (progress.examples + progress.rejected) / self._rows)
+            job_rows.set_progress(self.db, step.job, (progress.examples + len(progress.unusable)) / self._rows)
 
     def _sample(self, lineage: Lineage, step: int) -> None:
         """Asks the model one of the rows it is trained on, and keeps what it said."""

@@ -15,10 +15,11 @@ from types import FrameType
 import torch
 
 from stokehold.core.config import Config
+from stokehold.core.records import JobState
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.workflows import Workshop, declare
-from stokehold.store import jobs
+from stokehold.store import job_rows, jobs, trash
 from stokehold.store.home import Home
 
 EXECUTOR = "trainer-0"
@@ -55,12 +56,16 @@ def work(home: Home, leave: Leave) -> None:
     with home.lock("trainer", "training"), jobs.client(home) as client:
         device = DeviceQueue()
         trainer = Trainer(home, config, client.db, leave)
+        home.sweep()
+        trash.empty(home)
         declare(Workshop(home, client, device, trainer))
         jobs.launch(home, EXECUTOR, QUEUES)
         trainer.tell("idle", None)
         device.serve(leave)
         trainer.tell("stopped", None)
-        # A job that was interrupted must stay unfinished: its workflow thread is left waiting, and ends with us.
+        for job in client.list_jobs([JobState.RUNNING]):
+            job_rows.set_state(client.db, job.id, JobState.QUEUED)  # leaving in order is no attempt
+        # What was interrupted stays unfinished: its workflow's thread is left waiting, and ends with us.
         os._exit(0)
 
 

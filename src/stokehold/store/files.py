@@ -216,7 +216,7 @@ def _move_in(stage: Path, folder: Path, replaced: Path | None) -> None:
         stage.rename(folder)
         return
     replaced.parent.mkdir(parents=True, exist_ok=True)
-    if _exchange(stage, folder):
+    if exchange(stage, folder):
         stage.rename(replaced)
     else:
         folder.rename(replaced)
@@ -224,7 +224,7 @@ def _move_in(stage: Path, folder: Path, replaced: Path | None) -> None:
     sync(replaced.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Whether the file system could swap two names in one step."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:

@@ -13,7 +13,26 @@ from stokehold.tasks import knights, ordering
 from stokehold.tasks.answers import compact, read_json
 from stokehold.tasks.family import difficulty, make_sample, stream
 
-NAMES = "Ann Ben Cara Dan Eva Finn Gus Hana Ivan June Kai Lena Max Nora Omar Pia".split()
+ROLES = {"knight": True, "knave": False}
+
+NAMES = (
+    "Ann",
+    "Ben",
+    "Cara",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivan",
+    "June",
+    "Kai",
+    "Lena",
+    "Max",
+    "Nora",
+    "Omar",
+    "Pia",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +77,22 @@ class Deduction:
         return make_sample(self, (seed, index, level), question, compact(gold), problem)
 
     def verify(self, sample: Sample, answer: str) -> Score:
+        """The solution is the only one, so an answer that agrees with every clue is it; `clues` is the share met."""
         people, clues, is_line = _problem(sample)
-        if is_line:
-            wanted: Any = list(ordering.orders(people, clues)[0])
-            given = read_json(answer)
-            places = given if isinstance(given, list) and len(given) == len(people) else []
-            right = sum(a == b for a, b in zip(places, wanted, strict=False))
-        else:
-            wanted = _roles(knights.ways(people, clues)[0])
-            given = read_json(answer)
-            roles = given if isinstance(given, dict) and set(given) == set(people) else {}
-            right = sum(roles.get(person) == role for person, role in wanted.items())
-        return Score(float(right == len(people)), {"per_person": right / len(people)})
+        given = read_json(answer)
+        met: list[bool] = []
+        if is_line and isinstance(given, list) and len(given) == len(people) and all(name in given for name in people):
+            met = [ordering.is_true(clue, tuple(given)) for clue in clues]
+        elif not is_line and isinstance(given, dict) and set(given) == set(people):
+            kinds = {person: ROLES.get(role) for person, role in given.items() if isinstance(role, str)}
+            known = {person: kind for person, kind in kinds.items() if kind is not None}
+            met = knights.agree(people, clues, known) if len(known) == len(people) else []
+        return Score(float(bool(met) and all(met)), {"clues": sum(met) / len(clues)})
 
     def identity(self, sample: Sample) -> str:
         """The people with the clues in any order, or with who says what; symmetric clues either way round."""
         people, clues, is_line = _problem(sample)
-        if is_line:
-            said = sorted(map(ordering.canonical, clues))
-        else:
-            said = sorted(map(knights.canonical, people, clues))
+        said = sorted(map(ordering.canonical, clues) if is_line else map(knights.canonical, people, clues))
         kind = "line" if is_line else "island"
         return f"deduction|{kind}|{','.join(sorted(people))}|{';'.join(said)}"
 

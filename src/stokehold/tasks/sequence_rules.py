@@ -7,6 +7,7 @@ continuation or None; it demands at least one term more than the rule has consta
 import random
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 Terms = Sequence[int]
 
@@ -92,8 +93,8 @@ def _fit_polynomial(terms: Terms, asked: int) -> tuple[int, ...] | None:
     """Constant first or second differences: add, subtract, quadratic."""
     if len(terms) < 4:
         return None
-    first = [b - a for a, b in zip(terms, terms[1:], strict=False)]
-    second = {b - a for a, b in zip(first, first[1:], strict=False)}
+    first = [b - a for a, b in pairwise(terms)]
+    second = {b - a for a, b in pairwise(first)}
     if len(second) != 1:
         return None
     bend, step, last, found = second.pop(), first[-1], terms[-1], []
@@ -105,7 +106,7 @@ def _fit_polynomial(terms: Terms, asked: int) -> tuple[int, ...] | None:
 
 
 def _fit_alternate(terms: Terms, asked: int) -> tuple[int, ...] | None:
-    steps = [b - a for a, b in zip(terms, terms[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(terms)]
     if len(steps) < 4 or any(a != b for a, b in zip(steps, steps[2:], strict=False)):
         return None
     found = list(terms)

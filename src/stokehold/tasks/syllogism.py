@@ -7,6 +7,7 @@ it belongs to, of which the premises are true and the conclusion is false. Any s
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from stokehold.core.records import Sample, Score
@@ -15,13 +16,57 @@ from stokehold.tasks.family import difficulty, first_good, make_sample, stream, 
 from stokehold.tasks.models import Individual, counter_model, is_counter_model
 
 FAMILIAR = (
-    "actors bakers clowns dancers doctors farmers gamblers hunters judges lawyers painters pilots poets priests "
-    "runners sailors singers swimmers tailors teachers thieves twins waiters writers"
-).split()
+    "actors",
+    "bakers",
+    "clowns",
+    "dancers",
+    "doctors",
+    "farmers",
+    "gamblers",
+    "hunters",
+    "judges",
+    "lawyers",
+    "painters",
+    "pilots",
+    "poets",
+    "priests",
+    "runners",
+    "sailors",
+    "singers",
+    "swimmers",
+    "tailors",
+    "teachers",
+    "thieves",
+    "twins",
+    "waiters",
+    "writers",
+)
 INVENTED = (
-    "blims cruds dax fleps gorps grons hexels jalps klurs lommers morks nibs ploks quids rills snarps tovs umbrens "
-    "vexes wugs yarps zims zorps brels"
-).split()
+    "blims",
+    "cruds",
+    "dax",
+    "fleps",
+    "gorps",
+    "grons",
+    "hexels",
+    "jalps",
+    "klurs",
+    "lommers",
+    "morks",
+    "nibs",
+    "ploks",
+    "quids",
+    "rills",
+    "snarps",
+    "tovs",
+    "umbrens",
+    "vexes",
+    "wugs",
+    "yarps",
+    "zims",
+    "zorps",
+    "brels",
+)
 
 SENTENCE = {"A": "All {} are {}.", "E": "No {} are {}.", "I": "Some {} are {}.", "O": "Some {} are not {}."}
 
@@ -70,8 +115,8 @@ class Syllogism:
             invalid = '{"valid":false,"model":[[groups of one individual],...]}'
         lines.append(f'Groups may be empty. Does it follow? Answer in JSON: {{"valid":true}} or {invalid}.')
         answer = _gold(premises, conclusion, axes.counter_model)
-        problem = {"difficulty": difficulty(level), "premises": premises, "conclusion": conclusion}
-        problem["model_wanted"] = axes.counter_model
+        problem: dict[str, Any] = {"difficulty": difficulty(level), "premises": premises, "conclusion": conclusion}
+        problem |= {"model_wanted": axes.counter_model}
         return make_sample(self, (seed, index, level), "\n".join(lines), compact(answer), problem)
 
     def verify(self, sample: Sample, answer: str) -> Score:
@@ -99,7 +144,7 @@ class Syllogism:
 
 
 def _argument(rng: random.Random, axes: Axes) -> tuple[list[list[str]], list[str]]:
-    """Half of the arguments are valid; an invalid one is a valid one with a statement changed, so that it looks alike."""
+    """Half of the arguments are valid; an invalid one is a valid one with a statement changed: they look alike."""
     count = rng.randint(*axes.premises)
     terms = rng.sample(INVENTED if axes.invented else FAMILIAR, count + 1)
     valid = rng.random() < 0.5
@@ -120,7 +165,7 @@ def _attempt(rng: random.Random, terms: Sequence[str], valid: bool) -> tuple[lis
 def _chain(rng: random.Random, terms: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """A valid argument along the terms: (some or all), all, …, (all or no)."""
     some, no = rng.random() < 0.5, rng.random() < 0.5
-    premises = [["A", a, b] for a, b in zip(terms, terms[1:], strict=False)]
+    premises = [["A", a, b] for a, b in pairwise(terms)]
     if some:
         premises[0][0] = "I"
     if no:

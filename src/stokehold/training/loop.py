@@ -7,7 +7,7 @@ weights on disk are those of the last checkpoint.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,7 +93,7 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
 
             hooks.state("training_step", lineage.step + 1)
             result = optimiser_step(lineage, group)
-            progress = advance(lineage.runs[work.run], group, len(batches.rejected))
+            progress = advance(lineage.runs[work.run], group, (one.line for one in batches.rejected))
             lineage.runs[work.run] = progress
             joules = spent(energy, hooks.energy_j())
             seconds = time.perf_counter() - started
@@ -134,14 +134,14 @@ def grouped(batches: Batches, size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def advance(progress: Progress, group: list[Batch], rejected: int) -> Progress:
+def advance(progress: Progress, group: list[Batch], unusable: Iterable[int]) -> Progress:
     """Progress after a step on `group`."""
     return replace(
         progress,
         cursor=group[-1].cursor,
         examples=progress.examples + sum(batch.examples for batch in group),
         tokens=progress.tokens + sum(len(batch.ids) for batch in group),
-        rejected=max(progress.rejected, rejected),
+        unusable=tuple(sorted({*progress.unusable, *unusable})),
     )
 
 
@@ -155,7 +155,8 @@ def end_of_file(progress: Progress) -> tuple[JobState, str]:
 def save(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Checkpoint:
     """Publishes a checkpoint of this step; the same step is never written twice."""
     hooks.state("checkpoint", lineage.step)
-    facts = {"parent": lineage.parent, "datasets": sorted({p.dataset for p in lineage.runs.values()})}
+    datasets = sorted({progress.dataset for progress in lineage.runs.values()})
+    facts = {"parent": lineage.parent, "branch": lineage.branch, "datasets": datasets}
     checkpoint = publish_checkpoint(home, lineage.step, lambda folder: write_state(lineage, folder), facts)
     lineage.parent = Path(checkpoint.path).name
     return checkpoint

@@ -46,15 +46,16 @@ class Progress:
     cursor: Cursor
     examples: int = 0
     tokens: int = 0
-    rejected: int = 0
-    """Rows that only their tokens disqualified: too long, or nothing to train."""
+    unusable: tuple[int, ...] = ()
+    """Line numbers of rows that only their tokens disqualified: too long, or nothing to train."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "cursor": self.cursor.to_dict()}
+        return {**self.__dict__, "cursor": self.cursor.to_dict(), "unusable": list(self.unusable)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Progress":
-        return cls(**{**tree, "cursor": Cursor.from_dict(tree["cursor"])})
+        typed = {"cursor": Cursor.from_dict(tree["cursor"]), "unusable": tuple(tree["unusable"])}
+        return cls(**{**tree, **typed})
 
 
 @dataclass

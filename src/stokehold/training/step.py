@@ -42,7 +42,7 @@ def optimiser_step(lineage: Lineage, batches: Sequence[Batch]) -> StepResult:
         predictions = predict(lineage, batch)
         parts = weighted(predictions, lineage.config.objectives)
         total = torch.stack(list(parts.values())).sum() / loss_tokens
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         for name, part in parts.items():
             sums[name] = sums.get(name, 0.0) + float(part.detach())
         entropy += float(entropy_sum(predictions.logits))

@@ -14,7 +14,7 @@ from stokehold.core.identity import short_id
 from stokehold.store.control import Command
 from stokehold.store.database import Database
 from stokehold.store.home import Home
-from stokehold.web.assets import Asset, find
+from stokehold.web.assets import PAGE, Asset, find
 from stokehold.web.guard import Guard
 from stokehold.web.metrics import StatusCollector, expose
 from stokehold.web.readings import EVENTS_SHOWN, Readings
@@ -50,7 +50,7 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/")
     def page(request: Request) -> Response:
-        return _send(request, find("index.html"))
+        return _send(request, find(PAGE))
 
     @app.get("/static/{name}")
     def static(request: Request, name: str) -> Response:

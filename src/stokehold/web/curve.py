@@ -1,4 +1,4 @@
-"""The journal as a curve of at most about a thousand points, however long the run: made by the database, in one scan."""
+"""The journal as a curve of at most a thousand points, however long the run: made by the database in one scan."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ def read_curve(db: Database, since: int = -1, points: int = POINTS) -> Curve:
         # Parts begin at the first step, so that there are never more than asked for.
         rows = connection.execute(_query(chosen, first, width)).all()
     found = [_point(row) for row in rows]
-    return Curve(found, width, sum(row.count for row in rows), spans[0].branch)
+    return Curve(found, width, sum(row.rows for row in rows), spans[0].branch)
 
 
 def _query(chosen: sa.ColumnElement[bool], first: int, width: int) -> sa.Select[Any]:
@@ -56,7 +56,7 @@ def _query(chosen: sa.ColumnElement[bool], first: int, width: int) -> sa.Select[
             sa.func.sum(COLUMNS.tokens).label("tokens"),
             sa.func.sum(COLUMNS.seconds).label("seconds"),
             sa.func.max(COLUMNS.created).label("created"),
-            sa.func.count().label("count"),
+            sa.func.count().label("rows"),
         )
         .where(chosen)
         .group_by(sa.literal_column("part"))

@@ -72,7 +72,7 @@ class Guard:
 
     def _answer(self, scope: Scope) -> Response | None:
         """The answer to a request that goes no further, or None."""
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if not self._knows(_name(host)):
             return _refusal(400, f"this page does not answer to the host {_name(host)!r}")

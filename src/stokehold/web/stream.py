@@ -22,8 +22,8 @@ INTERVAL_S = 1.0
 MOST_POINTS = POINTS + POINTS // 2
 """A page that has collected this many points gets the whole curve anew, downsampled."""
 
-NOT_COMPARED = ("timestamp", "ram")
-"""Keys of the status that change by themselves: alone they are no news."""
+DIGITS_COMPARED = 1
+"""Digits of memory and disk in 10^9 bytes: what changes by less is no news."""
 
 
 @dataclass
@@ -67,13 +67,17 @@ def _round(readings: Readings, sent: Sent) -> list[dict[str, str]]:
 
 def _is_news(sent: Sent, name: str, value: Any) -> bool:
     """Whether a section differs from what the page has; it has it from now on."""
-    compared = value
-    if name == "status":
-        compared = {key: item for key, item in value.items() if key not in NOT_COMPARED}
-    encoded = orjson.dumps(compared)
+    encoded = orjson.dumps(_without_noise(value) if name == "status" else value)
     news = sent.sections.get(name) != encoded
     sent.sections[name] = encoded
     return news
+
+
+def _without_noise(status: dict[str, Any]) -> dict[str, Any]:
+    """The status without what changes by itself all the time."""
+    used_gb, free_gb = status["ram"]["used_gb"], status["disk"]["free_gb"]
+    coarse = [None if value is None else round(value, DIGITS_COMPARED) for value in (used_gb, free_gb)]
+    return status | {"timestamp": None, "ram": coarse[0], "disk": coarse[1]}
 
 
 def _curve(readings: Readings, sent: Sent) -> list[dict[str, str]]:

@@ -1,0 +1,181 @@
+"""A home whose page is served by a real process, and a browser to look at it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from starlette.testclient import TestClient
+
+from stokehold.core.config import Config
+from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
+from stokehold.store import evaluations, jobs
+from stokehold.store.database import Database
+from stokehold.store.home import Home
+from stokehold.store.jobs import JobsClient
+from stokehold.web.app import create_app
+
+PATIENCE_S = 60.0
+"""A bound on hanging, not on speed: the machine may be busy."""
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+)
+FIRST = Step(
+    step=1,
+    branch=0,
+    job="train-a",
+    dataset="d",
+    loss=1.0,
+    components={"cross_entropy": 1.0},
+    learning_rate=1e-3,
+    grad_norm=1.0,
+    tokens=100,
+    loss_tokens=50,
+    examples=4,
+    seconds=0.5,
+    joules=None,
+    fingerprint="f",
+    created="2026-01-01T00:00:00.000Z",
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A served home: its address, its token, its process."""
+
+    home: Home
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def token(self) -> str:
+        return self.home.token()
+
+    def client(self, **settings: Any) -> httpx.Client:
+        """A client with the token; no proxy of the environment comes between."""
+        headers = {"authorization": f"Bearer {self.token}", **settings.pop("headers", {})}
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=PATIENCE_S, **settings)
+
+
+def until(true: Callable[[], Any]) -> Any:
+    """Waits for a truth and returns it."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := true()):
+        assert time.monotonic() < end, "did not come true"
+        time.sleep(0.02)
+    return found
+
+
+@contextmanager
+def serve(home: Home, *arguments: str, **settings: Any) -> Iterator[Page]:
+    """The page of a home in a process of its own, on a free port."""
+    written = home.status / "web.json"
+    written.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "stokehold.web.main", "--home", str(home.root), *(arguments or ("--port", "0"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, **settings)
+    try:
+        until(lambda: written.exists() or process.poll() is not None)
+        assert process.poll() is None
+        yield Page(home, orjson.loads(written.read_bytes())["url"], process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home", Config())
+
+
+@pytest.fixture
+def client(home: Home) -> Iterator[JobsClient]:
+    with jobs.client(home) as opened:
+        yield opened
+
+
+@pytest.fixture
+def db(client: JobsClient) -> Database:
+    return client.db
+
+
+@pytest.fixture
+def page(home: Home) -> Iterator[Page]:
+    with serve(home) as served:
+        yield served
+
+
+@pytest.fixture
+def api(home: Home, db: Database) -> Iterator[TestClient]:
+    """The guarded application, asked in this process by somebody who has the token."""
+    app = create_app(home, db, "127.0.0.1")
+    with TestClient(app, "http://127.0.0.1", headers={"authorization": f"Bearer {home.token()}"}) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shared_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One page for all tests of a module that only ask."""
+    with serve(Home.create(tmp_path_factory.mktemp("web") / "home", Config())) as served:
+        yield served
+
+
+@pytest.fixture
+def serving() -> Callable[..., Any]:
+    return serve
+
+
+@pytest.fixture
+def make_step() -> Callable[..., Step]:
+    def make(number: int, **changes: Any) -> Step:
+        return replace(FIRST, step=number, **changes)
+
+    return make
+
+
+@pytest.fixture
+def judge(home: Home, db: Database) -> Callable[..., Evaluation]:
+    """Saves an evaluation of a step, or of the base model for step None."""
+
+    def save(step: int | None, exact: float, interval: tuple[float, float] | None = None) -> Evaluation:
+        ends = interval or (max(0.0, exact - 0.1), min(1.0, exact + 0.1))
+        result = SuiteResult("syllo", SuiteState.OK, n=50, exact=exact, exact_ci=ends, nll_per_token=1.0)
+        ref, created = (f"step:{step}", f"2026-01-01T00:{step % 60:02d}:00.000Z") if step else ("base", FIRST.created)
+        record = Evaluation(f"e{step}", ref, f"w{step}", "f", {"syllo": result}, 1.0, "", created, step=step)
+        return evaluations.save(home, db, record, lambda folder: (folder / "completions.jsonl").touch())
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The Chromium of this machine, or a skip that says there is none.
+
+    For a module only: while it is open, Playwright's event loop counts as running in this thread.
+    """
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium or Chrome on this machine: install the package chromium to run the browser tests")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=list(QUIET))
+        yield opened
+        opened.close()
