@@ -75,7 +75,7 @@ def test_a_crash_is_remembered_with_its_last_words_and_delays_the_next_start(chi
     ended = until(one.reap)
     assert ended.code == 3
     assert one.last_words() == "out of cheese"
-    assert 0 < one.due(ended.at_s) <= 0.1
+    assert one.due(ended.at_s) == pytest.approx(0.1)
     assert one.due(ended.at_s + 0.2) == 0.0
     assert [entry["exit"] for entry in one.history] == [3]
     one.start()

@@ -4,6 +4,7 @@ Nothing here is special to the demo: it makes a home, freezes suites, drops a fi
 `stoke up` does with it.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -95,17 +96,22 @@ def demo(
         freeze_suites(home)
         baseline = judge(home, "base")
     drop_file(home, home.config().improvement.rows)
-    with phases.measure("training, evaluating, promoting"):
-        start_detached(home)
-        errors.print(f"dashboard: {dashboard(home)}", markup=False, soft_wrap=True)
-        watch(home, minutes * 60)
-    with phases.measure("measuring the champion"):
-        final = judge(home, "champion")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to go, it still takes its children along
+    staying = False
+    try:
+        with phases.measure("training, evaluating, promoting"):
+            start_detached(home)
+            errors.print(f"dashboard: {dashboard(home)}", markup=False, soft_wrap=True)
+            watch(home, minutes * 60)
+        with phases.measure("measuring the champion"):
+            final = judge(home, "champion")
+        staying = keep
+    finally:
+        if not staying:
+            stop(home)
     finish(home, phases, baseline, final, as_json)
     if keep:
         errors.print(f"still up: {dashboard(home)}; `stoke down --home {home.root}` stops it", markup=False)
-    else:
-        stop(home)
 
 
 def demo_config(minutes: float, port: int) -> Config:
@@ -122,7 +128,7 @@ def demo_config(minutes: float, port: int) -> Config:
                 "checkpoint_steps": 100,
                 "sample_steps": 50,
             },
-            "evaluation": {"holdout_share": 0.0, "suites": list(JUDGED), "batch_size": 80},
+            "evaluation": {"holdout_share": 0.0, "suites": list(JUDGED), "batch_size": 80, "gold_multiple": 1.5},
             "improvement": {
                 "enabled": True,
                 "family": FAMILY,

@@ -99,6 +99,8 @@ class EvaluationConfig(Section):
     """Suites each checkpoint is judged on; empty takes every file in `suites/`."""
     max_new_tokens: int = Field(512, ge=1)
     """Longest generated answer in tokens."""
+    gold_multiple: float = Field(0.0, ge=0)
+    """Answers also end at this multiple of their gold answer's tokens plus 16; 0 for no such end."""
     batch_size: int = Field(64, ge=1)
     """Items generated together."""
     equivalence_margin: float = Field(0.02, gt=0, lt=1)

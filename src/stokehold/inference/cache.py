@@ -14,7 +14,7 @@ GROWTH = 1.5
 """Room reserved, in multiples of what is needed: copies stay linear in the length, at most a third is waste."""
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingLayer(DynamicLayer):
     """Keys and values as views [batch, heads, tokens, size] into a larger reserve."""
 
     def __init__(self) -> None:

@@ -25,6 +25,10 @@ class ContextError(InputError):
     """A conversation leaves no room for an answer in the model's context."""
 
 
+GOLD_SLACK = 16
+"""Tokens beyond the multiple of the gold answer, so that short answers may be worded otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Item:
     """A sample as token ids; `head` and `tail` are what training would show and train for its gold answer.
@@ -55,17 +59,22 @@ class Engine:
         """Positions the model has, prompt and answer together."""
         self._context = f"a context of {self.context_tokens}"
 
-    def complete(self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int) -> list[Completion]:
-        """One completion per sample, in the order given."""
+    def complete(
+        self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int, gold_multiple: float = 0.0
+    ) -> list[Completion]:
+        """One completion per sample, in the order given; see `complete_batches`."""
         found: dict[int, Completion] = {}
-        for part in self.complete_batches(samples, max_new_tokens, batch_size):
+        for part in self.complete_batches(samples, max_new_tokens, batch_size, gold_multiple):
             found.update(part)
         return [found[number] for number in range(len(samples))]
 
     def complete_batches(
-        self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int
+        self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int, gold_multiple: float = 0.0
     ) -> Iterator[dict[int, Completion]]:
         """Completions by index into `samples`, batch after batch; the model is handed back between batches.
+
+        With `gold_multiple` an answer also ends at that multiple of its gold answer's tokens, plus `GOLD_SLACK`: one
+        that runs on is wrong already, and an untrained model always runs on.
 
         A prompt that leaves no room in the context ends with `finish_reason` error and its reason; so does plain text,
         which asks nothing, but its likelihood is measured. `error` beside another reason is about the gold answer.
@@ -75,7 +84,7 @@ class Engine:
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
             with borrowed(self.model):
-                done = self._batch(batch, max_new_tokens)
+                done = self._batch(batch, max_new_tokens, gold_multiple)
             yield done
 
     def stream(
@@ -118,9 +127,9 @@ class Engine:
         fault = None if room > 0 else f"a prompt of {len(prompt)} tokens leaves no room in {self._context}"
         return _Item(number, sample, prompt, head, tail, fault)
 
-    def _batch(self, batch: list[_Item], max_new_tokens: int) -> dict[int, Completion]:
+    def _batch(self, batch: list[_Item], max_new_tokens: int, gold_multiple: float) -> dict[int, Completion]:
         answerable = [item for item in batch if item.fault is None]
-        budgets = [min(max_new_tokens, self.context_tokens - len(item.prompt)) for item in answerable]
+        budgets = [self._budget(item, max_new_tokens, gold_multiple) for item in answerable]
         prompts = [item.prompt for item in answerable]
         stop_ids, pad_id = self.tokenizer.stop_ids, self.tokenizer.pad_id
         decoded = greedy(self.model, prompts, budgets, stop_ids, pad_id) if answerable else []
@@ -129,6 +138,13 @@ class Engine:
         return {
             item.number: self._completion(item, by_number.get(item.number), likely.get(item.number)) for item in batch
         }
+
+    def _budget(self, item: _Item, max_new_tokens: int, gold_multiple: float) -> int:
+        """New tokens this item may have, at least one."""
+        budget = min(max_new_tokens, self.context_tokens - len(item.prompt))
+        if gold_multiple and item.tail:
+            budget = min(budget, int(gold_multiple * len(item.tail)) + GOLD_SLACK)
+        return budget
 
     def _likelihoods(self, batch: list[_Item]) -> dict[int, float]:
         """Mean negative log-likelihood in nats per gold token, of the items whose gold fits the context."""

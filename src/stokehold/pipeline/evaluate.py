@@ -32,6 +32,7 @@ def fingerprint(config: Config, engine: Engine, suites: Sequence[Suite]) -> str:
         ENGINE_VERSION,
         str(engine.model.dtype),
         str(config.evaluation.max_new_tokens),
+        str(config.evaluation.gold_multiple),
     )
     return f"{how}-{short_id(*(f'{suite.name}:{suite.hash}' for suite in suites))}"
 
@@ -82,7 +83,8 @@ def _generate(
 ) -> list[Completion]:
     found: dict[int, Completion] = {}
     evaluation = config.evaluation
-    for part in engine.complete_batches(samples, evaluation.max_new_tokens, evaluation.batch_size):
+    limits = (evaluation.max_new_tokens, evaluation.batch_size, evaluation.gold_multiple)
+    for part in engine.complete_batches(samples, *limits):
         found.update(part)
         between()
     return [found[number] for number in range(len(samples))]

@@ -12,7 +12,8 @@ import orjson
 from stokehold.core.config import Config, config_json
 from stokehold.core.errors import NotFoundError
 from stokehold.core.identity import content_hash
-from stokehold.core.records import Comparison, Evaluation, SuiteState, Verdict, Version
+from stokehold.core.records import Comparison, Evaluation, Verdict, Version
+from stokehold.evaluation.judge import overall_state
 from stokehold.evaluation.promotion import Action, Decision, decide
 from stokehold.evaluation.verdict import ItemReading, compare
 from stokehold.store import checkpoints, evaluations, events, journal, versions
@@ -46,7 +47,7 @@ def promote(home: Home, db: Database, config: Config, evaluation: Evaluation) ->
     decision = decide(
         against_champion,
         against_best,
-        overall_state(evaluation),
+        overall_state(evaluation.suites.values()),
         worse_in_a_row(home, db, evaluation),
         config.evaluation.rollback_margin,
     )
@@ -96,14 +97,6 @@ def champion_evaluation(home: Home, db: Database, alias: str) -> Evaluation | No
     name = versions.alias(db, alias)
     evaluation = versions.find_version(home, name).evaluation if name else None
     return evaluations.load(home, evaluation) if evaluation else None
-
-
-def overall_state(evaluation: Evaluation) -> SuiteState:
-    """broken when any suite is, ok when any is and none is broken, else no_data."""
-    states = {result.state for result in evaluation.suites.values()}
-    if SuiteState.BROKEN in states:
-        return SuiteState.BROKEN
-    return SuiteState.OK if SuiteState.OK in states else SuiteState.NO_DATA
 
 
 def worse_in_a_row(home: Home, db: Database, before: Evaluation) -> int:

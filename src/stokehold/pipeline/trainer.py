@@ -188,7 +188,8 @@ class Trainer:
             return
         sample = self._samples[step // max(1, self.config.training.sample_steps) % len(self._samples)]
         engine = Engine(lineage.model, lineage.tokenizer)
-        completion = engine.complete([sample], self.config.evaluation.max_new_tokens, 1)[0]
+        limits = self.config.evaluation
+        completion = engine.complete([sample], limits.max_new_tokens, 1, limits.gold_multiple)[0]
         question = "\n".join(message.content for message in sample.question)
         exact = score(sample, completion).exact
         journal.add_sample(self.db, step, question, sample.gold, completion.text, exact)

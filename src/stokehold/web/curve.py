@@ -30,7 +30,7 @@ def read_curve(db: Database, since: int = -1, points: int = POINTS) -> Curve:
     """The present lineage's steps with a number above `since`, averaged over equal widths into at most `points`."""
     with db.read() as connection:
         spans = journal.lineage(connection)
-        chosen = sa.and_(sa.or_(*(_inside(span) for span in spans)), COLUMNS.step > since)
+        chosen = sa.or_(*(_inside(span, since) for span in spans))
         first, last = connection.execute(
             sa.select(sa.func.min(COLUMNS.step), sa.func.max(COLUMNS.step)).where(chosen)
         ).one()
@@ -70,6 +70,7 @@ def _point(row: sa.Row[Any]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in named} | {"tokens_per_s": rate}
 
 
-def _inside(span: journal.Span) -> sa.ColumnElement[bool]:
-    inside = sa.and_(COLUMNS.branch == span.branch, COLUMNS.step > span.after)
+def _inside(span: journal.Span, since: int) -> sa.ColumnElement[bool]:
+    """One lower bound: of two, SQLite would look up the first and scan for the other."""
+    inside = sa.and_(COLUMNS.branch == span.branch, COLUMNS.step > max(span.after, since))
     return inside if span.until is None else sa.and_(inside, COLUMNS.step <= span.until)

@@ -3,6 +3,8 @@
 import { number, significant } from "/static/format.js";
 
 const KEPT = 0.9; // of the exponential mean, per step: the status payload's streaming_ce
+const MOST_MARKS = 40;
+const NAME_SHARE = 0.09; // of the width: what the name of a version takes
 const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false, scrollZoom: false };
 const SUITE_COLOURS = ["--ember", "--cool", "--good", "--warn", "--quiet"];
 
@@ -26,14 +28,19 @@ function layout(extra) {
   };
 }
 
-/** A dotted line where each version was made; the champion's is solid. */
+/** A dotted line where each version was made; the champion's is solid. Names stand where there is room for them. */
 function versionMarks({ champion, versions }, from, to) {
-  const shown = versions.filter((version) => version.step !== null && version.step >= from && version.step <= to);
+  const within = (version) => version.step !== null && version.step >= from && version.step <= to;
+  const shown = versions.filter(within).slice(0, MOST_MARKS).sort((a, b) => (b.name === champion) - (a.name === champion));
   const ink = (version) => colour(version.name === champion ? "--ember" : "--faint");
+  const named = [];
+  for (const version of shown) {
+    if (named.every((other) => Math.abs(other.step - version.step) >= NAME_SHARE * (to - from))) named.push(version);
+  }
   return {
     shapes: shown.map((version) => ({ type: "line", x0: version.step, x1: version.step, yref: "paper", y0: 0, y1: 1, layer: "below",
       line: { color: ink(version), width: 1, dash: version.name === champion ? "solid" : "dot" } })),
-    annotations: shown.slice(0, 12).map((version) => ({ x: version.step, y: 1, yref: "paper", yanchor: "bottom", showarrow: false,
+    annotations: named.map((version) => ({ x: version.step, y: 1, yref: "paper", yanchor: "bottom", showarrow: false,
       text: version.name, font: { size: 10, color: ink(version) } })),
   };
 }

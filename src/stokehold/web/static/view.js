@@ -146,7 +146,9 @@ export function showExact(evaluations) {
   const only = suites.length === 1 ? suites[0] : null;
   const interval = only?.exact_ci ? `95 %: ${number(100 * only.exact_ci[0])}–${number(100 * only.exact_ci[1])}` : "";
   const items = suites.reduce((sum, suite) => sum + suite.n, 0);
-  tile("tile-exact", percent(newest.exact), joined(interval, `${number(items)} items`));
+  const losses = suites.filter((suite) => suite.nll_per_token !== null);
+  const loss = losses.length === 1 ? `loss ${significant(losses[0].nll_per_token)}` : "";
+  tile("tile-exact", percent(newest.exact), joined(interval, `${number(items)} items`, loss));
 }
 
 export function showEvents(events) {
