@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 import pytest
 
-from conftest import facts, write_jsonl
 from stokehold.store import checkpoints, journal
 from stokehold.store.database import connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
+from tiny_world import facts, write_jsonl
 
 ROWS = 900
 

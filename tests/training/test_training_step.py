@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import facts, write_jsonl
 from stokehold.core.errors import DivergenceError
 from stokehold.core.records import Sample
 from stokehold.data.batches import Batch, Batches, Cursor
@@ -19,6 +18,7 @@ from stokehold.training.objectives import weighted
 from stokehold.training.optimizer import learning_rate
 from stokehold.training.state import Lineage, open_lineage
 from stokehold.training.step import optimiser_step, predict
+from tiny_world import facts, write_jsonl
 
 
 @pytest.fixture

@@ -91,7 +91,8 @@ def _generate(
 
 
 def _line(suite: str, sample: Sample, completion: Completion, score: Score) -> bytes:
-    facts = {"suite": suite, "level": sample.metadata.get("level"), **asdict(completion)}
+    kind = {key: sample.metadata.get(key) for key in ("family", "level")}
+    facts = {"suite": suite, **kind, **asdict(completion)}
     return orjson.dumps({**facts, "score": score.value, "parts": dict(score.parts), "reason": score.reason}) + b"\n"
 
 

@@ -53,6 +53,7 @@ class Trainer:
     _told: float = 0.0
     _progress_told: float = 0.0
     _rows: int = 1
+    _epoch: float | None = None
     _samples: list[Sample] = field(default_factory=list)
 
     def ready(self) -> Lineage:
@@ -90,7 +91,7 @@ class Trainer:
             self.lineage = None  # its weights may be anything; the next job opens the last checkpoint
             raise
         finally:
-            self.recorder = self.job = self.file = None
+            self.recorder = self.job = self.file = self._epoch = None
             self.tell("idle", None)
         checkpoints.prune(self.home, self._steps_in_use(), self.config.store.keep_checkpoints)
         return outcome
@@ -144,6 +145,7 @@ class Trainer:
             "step": step,
             "job": self.job,
             "current_file": self.file,
+            "epoch": self._epoch,
             "model_name": self.config.model.architecture or None,
             "max_output_tokens": self.config.evaluation.max_new_tokens,
             "context_window": self.config.data.max_length,
@@ -180,7 +182,8 @@ class Trainer:
         now = time.monotonic()
         if now - self._progress_told >= STATUS_EVERY_S:
             self._progress_told = now
-            job_rows.set_progress(self.db, step.job, (progress.examples + len(progress.unusable)) / self._rows)
+            self._epoch = (progress.examples + len(progress.unusable)) / self._rows * self.config.training.epochs
+            job_rows.set_progress(self.db, step.job, self._epoch / self.config.training.epochs)
 
     def _sample(self, lineage: Lineage, step: int) -> None:
         """Asks the model one of the rows it is trained on, and keeps what it said."""

@@ -19,6 +19,7 @@ from stokehold.pipeline.improve import write_next_file
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.trainer import Trainer
 from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, versions
+from stokehold.store.files import hash_file
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient, workflow
 
@@ -86,7 +87,7 @@ def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     priority = job_rows.get_job(db, payload["job"]).priority
     run = str(payload["job"]).split("-", 1)[1]
     follow(workshop, payload, "train", {"file": payload["file"], "dataset": dataset.id, "run": run}, priority)
-    clear_inbox(home, Path(payload["path"]), payload["bytes"])
+    clear_inbox(home, Path(payload["path"]), payload["content_hash"])
     note = f"{dataset.accepted} rows, {dataset.held_out} held out, {dataset.rejected} rejected"
     events.record(db, "ingested", f"{dataset.file}: {note}", dataset=dataset.id)
     return JobState.COMPLETED
@@ -165,10 +166,9 @@ def follow(
     workshop.jobs.enqueue(kind, facts, priority, f"{kind}-{stem}")
 
 
-def clear_inbox(home: Home, path: Path, size: int) -> None:
-    """Takes the submitted file out of the inbox, now that a published dataset holds its content."""
-    inside = path.is_relative_to(home.inbox)
-    if inside and path.is_file() and path.stat().st_size == size:
+def clear_inbox(home: Home, path: Path, content: str) -> None:
+    """Takes the submitted file out of the inbox, now that a published dataset holds exactly its content."""
+    if path.is_relative_to(home.inbox) and path.is_file() and hash_file(path) == content:
         path.unlink()
 
 

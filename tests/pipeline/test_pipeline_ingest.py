@@ -1,0 +1,102 @@
+"""Bad input is refused with what, where and why; the good lines beside it are used; nothing held out is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from stokehold.core.errors import InputError
+from stokehold.core.records import Dataset
+from stokehold.data.tokenizer import load_tokenizer
+from stokehold.pipeline.ingest import ingest_file
+from stokehold.pipeline.suites import open_suite
+from stokehold.store.datasets import dataset_folder
+from stokehold.store.files import hash_file
+from stokehold.store.home import Home
+from stokehold.tasks.registry import draw, row
+from tiny_world import fact, facts, held_out_facts, write_jsonl
+
+
+def take_in(home: Home, path: Path) -> Dataset:
+    config = home.config()
+    tokenizer = load_tokenizer(home.root / config.model.base)
+    return ingest_file(home, config, tokenizer, path, hash_file(path), path.name)
+
+
+def lines(home: Home, dataset: Dataset, name: str) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in (dataset_folder(home, dataset.id) / name).read_bytes().splitlines()]
+
+
+def test_bad_lines_are_kept_with_their_number_and_reason(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    file = tmp_path / "mixed.jsonl"
+    good = orjson.dumps(fact(1, "what colour is {}"))
+    file.write_bytes(b"\n".join([good, b'{"messages": [', good, b"\xff\xfe", b'{"other": 1}', good]))
+    home = make_home()
+    dataset = take_in(home, file)
+    assert (dataset.accepted, dataset.rejected, dataset.held_out) == (3, 3, 0)
+    assert [rejected["line"] for rejected in lines(home, dataset, "rejected.jsonl")] == [2, 4, 5]
+    assert all(rejected["reason"] for rejected in lines(home, dataset, "rejected.jsonl"))
+    assert [accepted["line"] for accepted in lines(home, dataset, "rows.jsonl")] == [1, 3, 6]
+    assert len({accepted["id"] for accepted in lines(home, dataset, "rows.jsonl")}) == 3
+    assert (dataset_folder(home, dataset.id) / "source.jsonl").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"not json\n", b'{"a": 1}\n'])
+def test_a_file_without_one_good_line_is_refused_and_leaves_nothing(
+    make_home: Callable[..., Home], tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(content)
+    home = make_home()
+    with pytest.raises(InputError, match="no usable line"):
+        take_in(home, file)
+    assert list(home.datasets.iterdir()) == []
+
+
+def test_strict_refuses_the_whole_file_with_the_line(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "one.jsonl", [*facts(3), {"nothing": "known"}])
+    with pytest.raises(InputError, match=r"one\.jsonl, line 4"):
+        take_in(make_home(data={"strict": True}), file)
+
+
+def test_a_share_is_held_out_and_never_trained_afterwards(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    home = make_home(evaluation={"holdout_share": 0.05})
+    rows = [{"prompt": f"word {n} of the list", "completion": f"it is {n}"} for n in range(600)]
+    dataset = take_in(home, write_jsonl(tmp_path / "first.jsonl", rows))
+    assert (dataset.accepted, dataset.held_out) == (600, 30)
+    held = {sample.messages[0].content for sample in open_suite(home, "inbox").samples}
+    assert len(held) == 30
+    again = take_in(home, write_jsonl(tmp_path / "second.jsonl", rows[:100]))
+    trained = {accepted["messages"][0]["content"] for accepted in lines(home, again, "rows.jsonl")}
+    assert not trained & held
+    assert again.rejected == len(held & {row["prompt"] for row in rows[:100]}) > 0
+
+
+def test_what_a_suite_holds_is_refused_in_any_spelling(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    home = make_home()
+    write_jsonl(home.suites / "facts.jsonl", held_out_facts())
+    copied = held_out_facts()[0]
+    copied["messages"][0]["content"] = f"  {copied['messages'][0]['content'].upper()}\n"
+    dataset = take_in(home, write_jsonl(tmp_path / "leak.jsonl", [*facts(5), copied]))
+    (rejected,) = lines(home, dataset, "rejected.jsonl")
+    assert "held out" in rejected["reason"]
+    assert rejected["line"] == 6
+
+
+def test_a_held_out_problem_is_refused_by_its_identity(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    home = make_home()
+    held = list(draw("syllo", 1, 5, 0, "holdout"))
+    write_jsonl(home.suites / "easy.jsonl", [row(sample) for sample in held])
+    reworded = row(held[2])
+    reworded["messages"][0]["content"] = "Please solve.\n" + reworded["messages"][0]["content"]
+    train = [row(sample) for sample in draw("syllo", 1, 20, 0, "train")]
+    dataset = take_in(home, write_jsonl(tmp_path / "leak.jsonl", [*train, reworded]))
+    assert (dataset.accepted, dataset.rejected) == (20, 1)
+
+
+def test_the_same_content_is_the_same_dataset(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    home = make_home()
+    first = take_in(home, write_jsonl(tmp_path / "a.jsonl", facts(10)))
+    assert take_in(home, write_jsonl(tmp_path / "b.jsonl", facts(10))) == first
