@@ -1,7 +1,6 @@
 """A home whose page is served by a real process, and a browser to look at it."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
+from browsing import chromium
 from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
 from stokehold.store import evaluations, jobs
@@ -27,16 +27,6 @@ from stokehold.web.app import create_app
 PATIENCE_S = 60.0
 """A bound on hanging, not on speed: the machine may be busy."""
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-)
 FIRST = Step(
     step=1,
     branch=0,
@@ -170,12 +160,5 @@ def browser() -> Iterator[Any]:
 
     For a module only: while it is open, Playwright's event loop counts as running in this thread.
     """
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium or Chrome on this machine: install the package chromium to run the browser tests")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=list(QUIET))
+    with chromium() as opened:
         yield opened
-        opened.close()
