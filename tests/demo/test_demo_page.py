@@ -1,8 +1,10 @@
 """The dashboard beside a trainer at work: the loss curve moves in a real browser.
 
-The picture in the README is this test's, taken of a demo home: `python tests/demo/test_demo_page.py HOME PICTURE`.
+The picture in the README is taken the same way, of a demo that is up:
+`PYTHONPATH=tests python tests/demo/test_demo_page.py HOME PICTURE`.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path

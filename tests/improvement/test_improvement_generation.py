@@ -32,11 +32,19 @@ def shares(total: int) -> st.SearchStrategy[list[float]]:
 
 
 def test_uncertain_and_moving_levels_weigh_more_than_known_and_hopeless_ones() -> None:
-    weights = level_weights({1: [1.0, 1.0], 2: [0.5, 0.5], 3: [0.0, 0.0], 4: [0.2, 0.9]})
+    weights = level_weights({0: [0.0, 0.0], 1: [1.0, 1.0], 2: [0.5, 0.5], 3: [0.0, 0.0], 4: [0.2, 0.9]})
     assert weights[2] > 4 * weights[1]
     assert weights[1] == weights[3] > 0
     assert weights[4] > weights[2]
     assert weights[1] / weights[2] == pytest.approx(FLOOR / (0.25 + FLOOR))
+
+
+def test_a_beginner_is_not_spread_over_every_level() -> None:
+    weights = level_weights({1: [0.0], 2: [0.0], 3: [0.0]})
+    assert weights[1] == pytest.approx((0.25 + FLOOR) / (0.25 + 3 * FLOOR))
+    assert weights[2] == weights[3] > 0
+    moved = level_weights({1: [0.0, 0.9], 2: [0.0, 0.0], 3: [0.0, 0.0]})
+    assert moved[2] > 4 * moved[3]
 
 
 def test_levels_open_one_after_another() -> None:

@@ -8,22 +8,24 @@ from stokehold.core.records import SuiteResult, SuiteState
 FLOOR = 0.05
 """Added to every open level: a mastered level is rehearsed, a hopeless one is tried now and then."""
 
-UNMEASURED_SHARE = 0.5
-"""Share right that a level just opened is taken to have: the most uncertain one."""
+OPENING_SHARE = 0.5
+"""Share right that the next level to be learned is taken to have: the most uncertain one."""
 
 
 def level_weights(history: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """Share of the next file for each level; the shares sum to 1.
 
     `history` maps a level to its exact shares, oldest first. A level weighs p(1-p) + |p - p before| + a floor. Levels
-    open one after another: of those never measured only the lowest counts, as if p were one half; the rest get 0.
+    open one after another: of those with nothing right yet the lowest counts as if p were one half, the others have
+    the floor alone, and nothing at all where they were never measured. At p = 0 everywhere the formula alone would
+    spread a beginner's time over every level.
     """
-    closed = sorted(level for level, shares in history.items() if not shares)
-    weights = {level: _weight(shares) for level, shares in history.items() if shares}
-    if closed:
-        weights[closed[0]] = _weight([UNMEASURED_SHARE])
+    opening = next((level for level in sorted(history) if not history[level] or history[level][-1] == 0), None)
+    weights = {level: _weight(shares) if shares else 0.0 for level, shares in history.items()}
+    if opening is not None:
+        weights[opening] = _weight([OPENING_SHARE])
     total = sum(weights.values()) or 1.0
-    return {level: weights.get(level, 0.0) / total for level in sorted(history)}
+    return {level: weights[level] / total for level in sorted(history)}
 
 
 def level_history(
