@@ -168,7 +168,7 @@ def test_the_tutorial_runs_as_it_is_written(shell: Shell, tmp_path: Path) -> Non
         else:
             (tmp_path / "ask.py").write_text(block.text)
             code, output = shell.run("python ask.py")
-            assert (code, output[-1].split(" ", 1)) == (0, ["v0001", "sea is blue"])
+            assert (code, output[-1].startswith("v0001 sea is ")) == (0, True), output
 
 
 def test_every_command_of_the_tutorial_is_in_a_block_that_runs() -> None:

@@ -66,7 +66,7 @@ class Phases:
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Announces a part on stderr and keeps how long it took."""
-        errors.print(f"[bold]{name}[/bold]")
+        errors.print(name, style="bold")
         begun = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begun
@@ -101,7 +101,7 @@ def demo(
     try:
         with phases.measure("training, evaluating, promoting"):
             start_detached(home)
-            errors.print(f"dashboard: {dashboard(home)}", markup=False, soft_wrap=True)
+            errors.print(f"dashboard: {dashboard(home)}")
             watch(home, minutes * 60)
         with phases.measure("measuring the champion"):
             final = judge(home, "champion")
@@ -111,7 +111,7 @@ def demo(
             stop(home)
     finish(home, phases, baseline, final, as_json)
     if keep:
-        errors.print(f"still up: {dashboard(home)}; `stoke down --home {home.root}` stops it", markup=False)
+        errors.print(f"still up: {dashboard(home)}; `stoke down --home {home.root}` stops it")
 
 
 def demo_config(minutes: float, port: int) -> Config:
@@ -194,8 +194,8 @@ def finish(home: Home, phases: Phases, baseline: Mapping[str, Any], final: Mappi
     console.print(f"champion {facts['champion']} of {facts['versions']}; {phases.total / 60:.1f} minutes in all")
     for name, spent in phases.seconds.items():
         console.print(f"  {spent:6.1f} s  {name}")
-    console.print(f"home: {home.root}", markup=False, soft_wrap=True)
-    console.print(f"ask it: stoke serve --home {home.root}", markup=False, soft_wrap=True)
+    console.print(f"home: {home.root}")
+    console.print(f"ask it: stoke serve --home {home.root}")
 
 
 def _levels(baseline: Mapping[str, Any], final: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:

@@ -36,7 +36,7 @@ def watch(home: Home, limit_s: float) -> None:
             text, step, spent = _now(home, client)
             progress.update(bar, description=text, completed=min(step, total))
             if not errors.is_terminal and time.monotonic() >= line_at:
-                errors.print(f"step {step}/{total}, {text}", markup=False)
+                errors.print(f"step {step}/{total}, {text}")
                 line_at += LINE_S
             if spent > limit_s and not stopping:
                 stopping = True

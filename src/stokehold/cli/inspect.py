@@ -65,9 +65,9 @@ def doctor(
     latest = found.checkpoint.path if found.checkpoint else None
     report = {"latest": latest, "passed_over": found.passed_over, "ledger": rows, "balanced": balanced}
     if not emit(report, as_json):
-        console.print(f"latest checkpoint that verifies: {latest or 'none yet'}", markup=False)
+        console.print(f"latest checkpoint that verifies: {latest or 'none yet'}")
         for passed in found.passed_over:
-            console.print(f"passed over: {passed.path}: {passed.reason}", markup=False)
+            console.print(f"passed over: {passed.path}: {passed.reason}")
         if ledger:
             names = [field.name for field in fields(Account)]
             table(names, [[getattr(row, name) for name in names] for row in rows])

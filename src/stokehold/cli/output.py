@@ -1,7 +1,12 @@
-"""How commands speak: one JSON document on stdout for scripts, tables for people, errors with their fix on stderr."""
+"""How commands speak: one JSON document on stdout for scripts, tables for people, errors with their fix on stderr.
+
+Text is printed as it is: file names, notes and answers may hold [brackets] and :colons:.
+"""
 
 import dataclasses
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,8 +16,11 @@ from rich.table import Table
 
 from stokehold.core.errors import StokeholdError
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+UNBOUNDED_COLUMNS = 10_000
+"""Width of a table that goes into a pipe or a file: nothing is cut or wrapped."""
 
 
 def emit(document: Any, as_json: bool) -> bool:
@@ -23,18 +31,49 @@ def emit(document: Any, as_json: bool) -> bool:
     return as_json
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table for people; None is shown as a dash, because unknown is not zero."""
-    drawn = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], none: str = "none yet") -> None:
+    """A table for people, or `none` where there is no row; None is a dash, because unknown is not zero.
+
+    On a narrow terminal the last column wraps and the others are cut; elsewhere nothing is.
+    """
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns[:-1]:
+        drawn.add_column(column, no_wrap=True, overflow="ellipsis")
+    drawn.add_column(columns[-1], overflow="fold")
     for row in rows:
         drawn.add_row(*("-" if cell is None else str(cell) for cell in row))
-    console.print(drawn)
+    if not drawn.row_count:
+        console.print(none)
+        return
+    width = None if console.is_terminal else UNBOUNDED_COLUMNS
+    Console(highlight=False, markup=False, emoji=False, width=width).print(drawn)
+
+
+def when(created: str) -> str:
+    """A stored time for people: to the second, in UTC."""
+    return created[:19].replace("T", " ")
 
 
 def fail(error: StokeholdError) -> NoReturn:
     """`stoke: what · where · fix` on stderr, and the error's exit code."""
-    errors.print(f"stoke: {error}", style=None, markup=False, soft_wrap=True)
+    complain(error)
     raise SystemExit(error.exit_code)
+
+
+def complain(error: StokeholdError) -> None:
+    """`stoke: what · where · fix` on stderr."""
+    errors.print(f"stoke: {error}")
+
+
+def fail_on_fault(error: Exception) -> NoReturn:
+    """An error that no room has put into words: the system's in its own, ours with the traceback in a file."""
+    if isinstance(error, OSError) and error.strerror:
+        where = str(error.filename or "")
+        fail(StokeholdError(error.strerror.lower(), where, "check the path, its permissions and the free space"))
+    with tempfile.NamedTemporaryFile("w", prefix="stoke-", suffix=".log", delete=False) as log:
+        traceback.print_exception(error, file=log)
+    what = str(error).partition("\n")[0]
+    fail(StokeholdError(f"{type(error).__name__}: {what}", f"the traceback is in {log.name}", "please report it"))
 
 
 def share(value: float | None) -> str | None:

@@ -162,7 +162,7 @@ def status(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
         rows = [(name, _short(facts.get(key))) for name, key in SHOWN]
         table(("", str(home.root)), rows)
         for alert in facts["active_alerts"]:
-            console.print(f"! {alert['kind']}: {alert['text']}", markup=False)
+            console.print(f"! {alert['kind']}: {alert['text']}")
 
 
 def _short(value: object) -> object:

@@ -62,11 +62,11 @@ def validate(
             if outcome.note:
                 notes[outcome.note] = notes.get(outcome.note, 0) + 1
     if not emit({"file": str(file), "accepted": good, "rejected": bad, "notes": notes}, as_json):
-        console.print(f"{file.name}: {good} good lines, {len(bad)} bad", markup=False)
+        console.print(f"{file.name}: {good} good lines, {len(bad)} bad")
         for note, count in notes.items():
-            console.print(f"  {note}: {count} rows", markup=False)
+            console.print(f"  {note}: {count} rows")
         for rejection in bad[:SHOWN_REJECTIONS]:
-            console.print(f"  line {rejection.line}: {rejection.reason} · {rejection.excerpt}", markup=False)
+            console.print(f"  line {rejection.line}: {rejection.reason} · {rejection.excerpt}")
     if not good:
         raise SystemExit(1)
 
@@ -121,7 +121,7 @@ def list_events(
     found = events.events(connect(Home.open(home_path)), limit=limit)
     if not emit(found, as_json):
         for event in found:
-            console.print(f"{event.created}  {event.kind:<20} {event.text}", markup=False, soft_wrap=True)
+            console.print(f"{event.created}  {event.kind:<20} {event.text}")
 
 
 def show(found: list[Job], as_json: bool) -> None:

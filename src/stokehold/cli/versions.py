@@ -1,15 +1,19 @@
 """Checkpoints and versions: listed, made, checked, promoted."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption
-from stokehold.cli.output import console, emit, table
+from stokehold.cli.output import console, emit, table, when
+from stokehold.core.config import config_json
 from stokehold.core.errors import NotFoundError
-from stokehold.store import checkpoints, events, versions
-from stokehold.store.database import connect
+from stokehold.core.identity import content_hash
+from stokehold.core.records import Version
+from stokehold.store import checkpoints, evaluations, events, versions
+from stokehold.store.database import Database, connect
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
 
@@ -28,7 +32,8 @@ def list_checkpoints(home_path: HomeOption = HERE, as_json: JsonOption = False) 
     """Checkpoints on disk."""
     found = checkpoints.list_checkpoints(Home.open(home_path))
     if not emit(found, as_json):
-        table(("step", "weights", "created", "path"), [(c.step, c.weights_hash[:12], c.created, c.path) for c in found])
+        rows = [(c.step, c.weights_hash[:12], when(c.created), c.path) for c in found]
+        table(("step", "weights", "created (UTC)", "path"), rows, "no checkpoint yet")
 
 
 @group.command("list")
@@ -37,8 +42,9 @@ def list_versions(home_path: HomeOption = HERE, as_json: JsonOption = False) -> 
     home = Home.open(home_path)
     found, champion = versions.list_versions(home), versions.alias(connect(home))
     if not emit(found, as_json):
-        rows = [(v.name + (" *" if v.name == champion else ""), v.step, v.parent, v.created, v.note) for v in found]
-        table(("version", "step", "parent", "created", "note"), rows)
+        starred = [v.name + (" *" if v.name == champion else "") for v in found]
+        rows = [(n, v.step, v.parent, when(v.created), v.note) for n, v in zip(starred, found, strict=True)]
+        table(("version", "step", "parent", "created (UTC)", "note"), rows, "no version yet")
 
 
 @group.command()
@@ -52,7 +58,7 @@ def create(
     home = Home.open(home_path)
     db, started = connect(home), time.perf_counter()
     source = versions.resolve(home, db, ref)
-    made = versions.create(home, db, source, parent=versions.alias(db), note=note)
+    made = _make(home, db, source, note)
     entries = read_manifest(home.versions / made.name)["files"]
     added = sum(e["bytes"] for e in entries if (home.versions / made.name / e["path"]).stat().st_nlink == 1)
     facts = {"version": made.name, "seconds": time.perf_counter() - started, "bytes_added": added}
@@ -61,7 +67,7 @@ def create(
 
 
 @group.command()
-def show(ref: RefArgument, home_path: HomeOption = HERE) -> None:
+def show(ref: RefArgument, home_path: HomeOption = HERE, _as_json: JsonOption = True) -> None:
     """The manifest of a version or checkpoint, as JSON."""
     home = Home.open(home_path)
     emit(read_manifest(versions.resolve(home, connect(home), ref)), True)
@@ -78,37 +84,61 @@ def verify(ref: RefArgument = "champion", home_path: HomeOption = HERE, as_json:
     if not emit(facts, as_json):
         console.print(f"{folder.name}: {'ok' if not bad else 'DAMAGED'}, {len(entries)} files, {facts['bytes']} bytes")
         for fault in bad:
-            console.print(f"  {fault.path}: {fault.reason}", markup=False)
+            console.print(f"  {fault.path}: {fault.reason}")
     if bad:
         raise SystemExit(1)
 
 
 @group.command()
-def delete(name: str, home_path: HomeOption = HERE) -> None:
+def delete(name: str, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """Moves a version to the trash; the champion is refused."""
     home = Home.open(home_path)
-    console.print(f"moved to {versions.delete(home, connect(home), name)}", markup=False)
+    moved = versions.delete(home, connect(home), name)
+    if not emit({"deleted": name, "moved_to": str(moved)}, as_json):
+        console.print(f"{name} is in the trash for a week: {moved}")
 
 
-def promote(ref: RefArgument, home_path: HomeOption = HERE) -> None:
+def promote(ref: RefArgument, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """Makes a version the champion by hand; a checkpoint becomes a version first."""
     home = Home.open(home_path)
     db = connect(home)
     folder = versions.resolve(home, db, ref)
-    known = folder.parent == home.versions
-    name = folder.name if known else versions.create(home, db, folder, parent=versions.alias(db), note="by hand").name
+    if folder.parent == home.versions:
+        name = folder.name
+    else:
+        weights = checkpoints.weights_hash(read_manifest(folder)["files"])
+        made = next((v.name for v in versions.list_versions(home) if v.weights_hash == weights), None)
+        name = made or _make(home, db, folder, "by hand").name
     before = versions.set_alias(home, db, versions.CHAMPION, name)
     events.record(db, "promote", f"{name} by hand, before it {before or 'none'}")
-    console.print(f"champion: {name} (before: {before or 'none'})")
+    if not emit({"champion": name, "before": before}, as_json):
+        console.print(f"champion: {name} (before: {before or 'none'})")
 
 
-def rollback(home_path: HomeOption = HERE) -> None:
+def rollback(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """Makes the champion before this one the champion again."""
     home = Home.open(home_path)
     db = connect(home)
-    before = versions.previous(db)
-    if before is None:
+    previous = versions.previous(db)
+    if previous is None:
         raise NotFoundError("there is no earlier champion", str(home.root), "`stoke versions list`, `stoke promote`")
-    versions.set_alias(home, db, versions.CHAMPION, before)
-    events.record(db, "rollback", f"{before} by hand")
-    console.print(f"champion: {before}")
+    before = versions.set_alias(home, db, versions.CHAMPION, previous)
+    events.record(db, "rollback", f"{previous} by hand")
+    if not emit({"champion": previous, "before": before}, as_json):
+        console.print(f"champion: {previous} (before: {before or 'none'})")
+
+
+def _make(home: Home, db: Database, source: Path, note: str) -> Version:
+    """A version with the lineage that its source and its evaluation tell."""
+    origin = read_manifest(source)
+    judged = evaluations.latest_for(home, db, checkpoints.weights_hash(origin["files"]))
+    return versions.create(
+        home,
+        db,
+        source,
+        parent=versions.alias(db),
+        datasets=origin.get("datasets", []),
+        evaluation=judged.id if judged else None,
+        note=note,
+        config_hash=content_hash(config_json(home.config())),
+    )

@@ -13,6 +13,10 @@ T = TypeVar("T")
 POLL_S = 0.1
 
 
+class Leaving(Exception):
+    """The process was asked to leave in the middle of a task that can be done again at the next start."""
+
+
 class DeviceQueue:
     """First come, first served; a task's exception goes to whoever handed the task over."""
 
@@ -28,15 +32,18 @@ class DeviceQueue:
         self._tasks.put((task, future))
         return future.result()
 
-    def serve(self, leaving: Callable[[], bool]) -> None:
-        """Runs tasks until `leaving` says so; a task that is running ends first."""
+    def serve(self, leaving: Callable[[], bool], idle: Callable[[], None] = lambda: None) -> None:
+        """Runs tasks until `leaving` says so; a task that is running ends first. `idle` is called between tasks."""
         while not leaving():
             try:
                 task, future = self._tasks.get(timeout=POLL_S)
             except queue.Empty:
+                idle()
                 continue
             try:
                 result = task()
+            except Leaving:
+                continue  # unfinished, as if we had been killed
             except Exception as error:  # noqa: BLE001 - handed to the caller, who decides
                 future.set_exception(error)
             else:

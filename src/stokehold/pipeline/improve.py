@@ -8,11 +8,13 @@ from pathlib import Path
 import orjson
 
 from stokehold.core.records import Evaluation, JobState, Sample, Score
+from stokehold.evaluation.promotion import Action
 from stokehold.improvement.curriculum import level_history
 from stokehold.improvement.generation import next_file
 from stokehold.improvement.governor import refusal
 from stokehold.pipeline.suites import open_suites
 from stokehold.store import evaluations
+from stokehold.store.database import Database
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
@@ -44,11 +46,19 @@ def write_next_file(home: Home, jobs: JobsClient, evaluation_id: str, seed: str)
     if target.name in made:
         return Written(None, f"{target.name} is written already")
     evaluation = evaluations.load(home, evaluation_id)
-    past = [e.suites for e in reversed(evaluations.list_evaluations(home, jobs.db, limit=HISTORY))]
-    history = level_history(past, config.levels)
+    history = level_history([one.suites for one in past_of(home, jobs.db, evaluation)], config.levels)
     samples = next_file(judged_items(home, evaluation), history, config, int(evaluation_id[:8], 16))
     write_rows(target, samples)
     return Written(target.name, f"{len(samples)} rows in {target.name}")
+
+
+def past_of(home: Home, db: Database, evaluation: Evaluation) -> list[Evaluation]:
+    """The evaluations up to this one in the order of training, however late somebody asked for them: the base model
+    first, then steps; what training was taken back from is left out."""
+    last = evaluation.step or 0
+    found = [e for e in evaluations.list_evaluations(home, db, limit=HISTORY) if (e.step or 0) <= last]
+    kept = [e for e in found if e.id != evaluation.id and evaluations.decided(db, e.id)[1] != Action.ROLLBACK]
+    return [*sorted(kept, key=lambda e: (e.step or 0, e.created)), evaluation]
 
 
 def judged_items(home: Home, evaluation: Evaluation) -> list[tuple[Sample, Score]]:

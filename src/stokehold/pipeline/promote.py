@@ -1,28 +1,37 @@
 """The verdict decides: an evaluated checkpoint becomes a version and the champion, or is held, or taken back.
 
-What an evaluation led to is written down with it, so that a repeated run can see that nothing is left to do.
+What an evaluation led to is written down with it, so that a repeated run can see what is left to do: a promotion is
+written down when it is done, a going back before it begins, for by then the grounds of it are being taken away.
+
+Going back: training goes on from the champion's checkpoint. What was trained since is no longer in the weights, so its
+jobs become `partial`: `stoke retry` trains such a file from the champion, and nothing does so by itself, for the same
+rows on the same weights would end the same.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
 from stokehold.core.config import Config, config_json
-from stokehold.core.errors import NotFoundError
 from stokehold.core.identity import content_hash
-from stokehold.core.records import Comparison, Evaluation, Verdict, Version
+from stokehold.core.records import Comparison, Evaluation, JobState, Verdict, Version
 from stokehold.evaluation.judge import overall_state
 from stokehold.evaluation.promotion import Action, Decision, decide
 from stokehold.evaluation.verdict import ItemReading, compare
-from stokehold.store import checkpoints, evaluations, events, journal, versions
+from stokehold.store import checkpoints, evaluations, events, job_rows, journal, versions
 from stokehold.store.database import Database
-from stokehold.store.files import read_manifest
+from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
 
 BEST = "best"
 """Alias of the version that no later one was BETTER than."""
+
+TAKEN_BACK = "taken back to the champion"
+"""Reason of jobs whose training is no longer in the weights."""
+
+LOOKED_AT = 50
+"""Newest evaluations that are read when earlier decisions matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +46,13 @@ class Promotion:
 def promote(home: Home, db: Database, config: Config, evaluation: Evaluation) -> Promotion:
     """Decides on an evaluated checkpoint and does what was decided, but for going back (see `go_back`).
 
-    A kill between making the version and noting the decision is repaired here: the version is found again.
+    A kill between two writes is repaired by calling it again: a version that was made from this evaluation shows what
+    was decided, and against whom.
     """
-    champion = champion_evaluation(home, db, versions.CHAMPION)
-    best = champion_evaluation(home, db, BEST)
+    made = next((v for v in versions.list_versions(home) if v.evaluation == evaluation.id), None)
+    champion, best = rivals(home, db, evaluation, made)
     against_champion = compare_evaluations(home, config, champion, evaluation) if champion else None
-    same = champion is not None and best is not None and champion.id == best.id
-    against_best = compare_evaluations(home, config, best, evaluation) if best and not same else None
+    against_best = compare_evaluations(home, config, best, evaluation) if best and best is not champion else None
     decision = decide(
         against_champion,
         against_best,
@@ -51,7 +60,13 @@ def promote(home: Home, db: Database, config: Config, evaluation: Evaluation) ->
         worse_in_a_row(home, db, evaluation),
         config.evaluation.rollback_margin,
     )
-    version = _make_version(home, db, config, evaluation, decision, against_champion)
+    decision = _as_far_as_possible(home, db, decision, evaluation, made)
+    version = None
+    if decision.action is Action.PROMOTE:
+        version = made or _make_version(home, db, config, evaluation, decision)
+        versions.set_alias(home, db, versions.CHAMPION, version.name)
+        if against_champion is None or against_champion.verdict is Verdict.BETTER:
+            versions.set_alias(home, db, BEST, version.name)
     verdict = against_champion.verdict if against_champion else None
     evaluations.record_decision(db, evaluation.id, verdict, decision.action.value)
     text = f"step {evaluation.step}: {decision.action.value}, {decision.reason}"
@@ -59,20 +74,65 @@ def promote(home: Home, db: Database, config: Config, evaluation: Evaluation) ->
     return Promotion(decision, against_champion, version)
 
 
-def go_back(home: Home, db: Database, reason: str) -> Path:
-    """Makes the champion's checkpoint the newest of the lineage; the later ones go to the trash with the reason."""
-    champion = versions.find_version(home, versions.alias(db) or "none")
-    if champion.step is None:
-        raise NotFoundError("the champion has no checkpoint to train on from", champion.name, "promote a checkpoint")
-    folder = checkpoints.find_step(home, champion.step)
-    branch = journal.new_branch(db, champion.step, reason)
-    checkpoints.set_aside(home, champion.step, reason, branch)
-    return folder
+def rivals(
+    home: Home, db: Database, evaluation: Evaluation, made: Version | None = None
+) -> tuple[Evaluation | None, Evaluation | None]:
+    """Evaluations of champion and best to compare `evaluation` with: of those before `made` took their place.
+
+    The same object twice where one version is both.
+    """
+    champion, best = versions.alias(db), versions.alias(db, BEST)
+    if made is not None and champion == made.name:
+        champion = made.parent
+    if made is not None and best == made.name:
+        best = None  # it is the best, so no earlier one stood in its way
+    first = _evaluation_of(home, db, champion, evaluation)
+    return first, first if best == champion else _evaluation_of(home, db, best, evaluation)
+
+
+def is_going_back(home: Home, db: Database, evaluation: Evaluation) -> bool:
+    """Whether this evaluation took training back, and its checkpoint is still where training would go on from."""
+    champion = _champion(home, db)
+    if evaluations.decided(db, evaluation.id)[1] != Action.ROLLBACK or champion is None or champion.step is None:
+        return False
+    return (evaluation.step or 0) > champion.step and checkpoint_of(home, evaluation) is not None
+
+
+def go_back(home: Home, db: Database, reason: str) -> None:
+    """Makes the champion's checkpoint the newest of the lineage; the later ones go to the trash with the reason.
+
+    Every part may be repeated, so a kill in between is repaired by calling it again.
+    """
+    champion = _champion(home, db)
+    assert champion is not None
+    assert champion.step is not None
+    _give_back_jobs(db, champion.name, champion.step)
+    last = journal.last_step(db)
+    if last is not None and last.step > champion.step:
+        journal.new_branch(db, champion.step, reason)
+    checkpoints.set_aside(home, champion.step, reason, journal.current_branch(db))
+
+
+def finish_going_back(home: Home, db: Database) -> None:
+    """Goes back where a kill, or a full disk, kept an earlier decision from being carried out."""
+    for evaluation in evaluations.list_evaluations(home, db, limit=LOOKED_AT):
+        if is_going_back(home, db, evaluation):
+            go_back(home, db, f"step {evaluation.step} was worse than the champion")
+
+
+def checkpoint_of(home: Home, evaluation: Evaluation) -> Path | None:
+    """The checkpoint that was judged; None when it was pruned, or when its step was trained anew since."""
+    if evaluation.step is None:
+        return None
+    folder = checkpoints.checkpoint_folder(home, evaluation.step)
+    if not (folder / MANIFEST).is_file():
+        return None
+    return folder if checkpoints.load_checkpoint(folder).weights_hash == evaluation.weights_hash else None
 
 
 def compare_evaluations(home: Home, config: Config, a: Evaluation, b: Evaluation) -> Comparison:
     """B against A on the items both were judged on; BROKEN when they were not judged alike."""
-    if not _same_engine(a, b):
+    if not same_engine(a, b):
         return Comparison(Verdict.BROKEN, 0, reason="the two were judged by different engines or templates")
     return compare(item_readings(home, a), item_readings(home, b), config.evaluation.equivalence_margin)
 
@@ -92,42 +152,64 @@ def item_readings(home: Home, evaluation: Evaluation) -> list[ItemReading]:
     ]
 
 
-def champion_evaluation(home: Home, db: Database, alias: str) -> Evaluation | None:
-    """The evaluation of the version that an alias names, None where there is none."""
-    name = versions.alias(db, alias)
-    evaluation = versions.find_version(home, name).evaluation if name else None
-    return evaluations.load(home, evaluation) if evaluation else None
-
-
 def worse_in_a_row(home: Home, db: Database, before: Evaluation) -> int:
-    """WORSE verdicts directly before this evaluation."""
-    earlier: Sequence[Evaluation] = [e for e in evaluations.list_evaluations(home, db) if e.created < before.created]
+    """WORSE verdicts directly before this evaluation; going back begins the count anew.
+
+    Evaluations that nothing was decided on, such as those a person asked for, do not count either way.
+    """
     count = 0
-    for evaluation in earlier:
-        if evaluations.decided(db, evaluation.id)[0] is not Verdict.WORSE:
+    for evaluation in evaluations.list_evaluations(home, db, limit=LOOKED_AT):
+        verdict, action = evaluations.decided(db, evaluation.id)
+        if action is None or evaluation.id == before.id or evaluation.created > before.created:
+            continue
+        if verdict is not Verdict.WORSE or action == Action.ROLLBACK:
             break
         count += 1
     return count
 
 
-def _same_engine(a: Evaluation, b: Evaluation) -> bool:
+def same_engine(a: Evaluation, b: Evaluation) -> bool:
     """Suites may have grown between the two; template, engine and type must be the same."""
     return a.fingerprint.split("-")[0] == b.fingerprint.split("-")[0]
 
 
-def _make_version(
-    home: Home,
-    db: Database,
-    config: Config,
-    evaluation: Evaluation,
-    decision: Decision,
-    against_champion: Comparison | None,
-) -> Version | None:
-    if decision.action is not Action.PROMOTE or evaluation.step is None:
+def _champion(home: Home, db: Database) -> Version | None:
+    name = versions.alias(db)
+    return versions.find_version(home, name) if name else None
+
+
+def _evaluation_of(home: Home, db: Database, name: str | None, like: Evaluation) -> Evaluation | None:
+    """Of the evaluations of a version's weights the one most like `like`: by engine, then by suites, then the newest.
+
+    They may have been judged again since the version was made, by other settings or on a suite that somebody named.
+    """
+    if name is None:
         return None
-    folder = checkpoints.find_step(home, evaluation.step)
-    made = next((v for v in versions.list_versions(home) if v.evaluation == evaluation.id), None)
-    version = made or versions.create(
+    found = evaluations.list_evaluations(home, db, versions.find_version(home, name).weights_hash)
+    return max(found, key=lambda e: (same_engine(e, like), len(e.suites.keys() & like.suites.keys())), default=None)
+
+
+def _as_far_as_possible(
+    home: Home, db: Database, decision: Decision, evaluation: Evaluation, made: Version | None
+) -> Decision:
+    """The decision, or what is done instead where its object is gone."""
+    champion = _champion(home, db)
+    if decision.action is Action.PROMOTE and made is None:
+        if champion is not None and champion.weights_hash == evaluation.weights_hash:
+            return Decision(Action.HOLD, f"{champion.name} has these very weights")
+        if checkpoint_of(home, evaluation) is None:
+            return Decision(Action.HOLD, f"its checkpoint is gone; {decision.reason}")
+    if decision.action is Action.ROLLBACK:
+        assert champion is not None
+        if champion.step is None or not (checkpoints.checkpoint_folder(home, champion.step) / MANIFEST).is_file():
+            return Decision(Action.ALERT, f"{champion.name} has no checkpoint to go back to; {decision.reason}")
+    return decision
+
+
+def _make_version(home: Home, db: Database, config: Config, evaluation: Evaluation, decision: Decision) -> Version:
+    folder = checkpoint_of(home, evaluation)
+    assert folder is not None
+    return versions.create(
         home,
         db,
         folder,
@@ -137,7 +219,12 @@ def _make_version(
         note=decision.reason,
         config_hash=content_hash(config_json(config)),
     )
-    versions.set_alias(home, db, versions.CHAMPION, version.name)
-    if against_champion is None or against_champion.verdict is Verdict.BETTER:
-        versions.set_alias(home, db, BEST, version.name)
-    return version
+
+
+def _give_back_jobs(db: Database, champion: str, step: int) -> None:
+    """Jobs with a step after the champion's are no longer in the weights, and say so."""
+    jobs = {job.id: job for job in job_rows.list_jobs(db)}
+    for name in sorted({step.job for step in journal.steps(db, since=step)} & jobs.keys()):
+        if jobs[name].state in (JobState.COMPLETED, JobState.RUNNING):
+            job_rows.set_state(db, name, JobState.PARTIAL, f"{TAKEN_BACK} {champion}; retry trains it again from there")
+            events.record(db, "taken_back", f"{jobs[name].file}: {TAKEN_BACK} {champion}", job=name)

@@ -6,31 +6,45 @@ from disk when the newest checkpoint is not the one it was left at (a failure, a
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
+import torch
 
 from stokehold.core.config import Config
-from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step
+from stokehold.core.errors import IntegrityError
+from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step, Version
+from stokehold.data.batches import Cursor
 from stokehold.data.formats import from_row
-from stokehold.evaluation.promotion import Action
+from stokehold.data.tokenizer import load_tokenizer
 from stokehold.evaluation.scorers import score
 from stokehold.inference.engine import Engine
+from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.evaluate import evaluate_weights
-from stokehold.pipeline.promote import BEST, go_back, promote
+from stokehold.pipeline.promote import (
+    BEST,
+    TAKEN_BACK,
+    finish_going_back,
+    go_back,
+    is_going_back,
+    promote,
+    rivals,
+    same_engine,
+)
 from stokehold.pipeline.suites import Suite, open_suites
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, versions
+from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, trash, versions
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
-from stokehold.store.files import utc_now, write_atomic
+from stokehold.store.files import utc_now, verify, write_atomic
 from stokehold.store.home import Home
 from stokehold.telemetry.session import Recorder
 from stokehold.training.loop import Hooks, Outcome, Work, run_job
-from stokehold.training.state import Lineage, Progress, open_lineage
+from stokehold.training.model import load_model
+from stokehold.training.state import Lineage, Progress, check_locked, open_lineage
 
 STATUS_EVERY_S = 0.5
 SAMPLE_ROWS = 64
@@ -57,68 +71,106 @@ class Trainer:
     _samples: list[Sample] = field(default_factory=list)
 
     def ready(self) -> Lineage:
-        """The lineage at the newest checkpoint that verifies, or at the base model."""
+        """The lineage at the newest checkpoint that verifies, or at the base model before there is any."""
+        finish_going_back(self.home, self.db)
         found = checkpoints.latest(self.home, self.db)
         for passed in found.passed_over:
             events.record(self.db, "checkpoint_passed_over", f"{Path(passed.path).name}: {passed.reason}")
-        newest = Path(found.checkpoint.path) if found.checkpoint else versions.resolve(self.home, self.db, "base")
+        newest = Path(found.checkpoint.path) if found.checkpoint else self._base(found.passed_over)
         if self.lineage is None or (self.lineage.parent or self.lineage.source.name) != newest.name:
             self.lineage = None  # the old one's memory goes first
             self.lineage = open_lineage(newest, self.config)
+            self.lineage.saved = found.checkpoint
+            if different := ", ".join(self.lineage.differences):
+                events.record(self.db, "resumed", f"{newest.name}: not bit-comparable: {different}")
+        if self.lineage.step < journal.spans(self.db)[0].after:
+            journal.new_branch(self.db, self.lineage.step, "the checkpoint returned to cannot be used any more")
         self.lineage.branch = journal.current_branch(self.db)
         return self.lineage
+
+    def check(self) -> None:
+        """Raises ConfigError where `stoke.toml` no longer fits what was trained: every job would fail of it."""
+        newest = checkpoints.latest(self.home, self.db).checkpoint
+        if newest is not None:
+            check_locked(Path(newest.path), self.config)
 
     def train(self, job: str, run: str, dataset: str, until_step: int | None = None) -> Outcome:
         """Trains one dataset to its end or until told otherwise, then evaluates what came of it."""
         folder = dataset_folder(self.home, dataset)
         record = load_dataset(self.home, dataset)
+        count = record.accepted - record.held_out
         self.job, self.file = job, record.file
-        self._rows = max(1, (record.accepted - record.held_out) * self.config.training.epochs)
+        self._rows = max(1, count * self.config.training.epochs)
         self._samples = _first_rows(folder / "rows.jsonl")
         session = self.home.sessions / f"{utc_now().replace(':', '')}-{job}"
-        lineage = self.ready()
         try:
+            lineage = self.ready()
+            if (row := job_rows.get_job(self.db, job)).state is JobState.PARTIAL and lineage.saved:
+                # A going back that a kill interrupted was ours, and is finished now.
+                progress = lineage.runs.get(run) or Progress(dataset, Cursor.start())
+                return Outcome(row.state, progress, lineage.saved, None, TAKEN_BACK)
+            self._leave_others_steps(lineage, job)
             with Recorder(session, self.config.telemetry, self.config.model.base, self.config.model.method) as recorder:
                 self.recorder = recorder
-                work = Work(job, run, dataset, folder / "rows.jsonl", until_step)
+                work = Work(job, run, dataset, folder / "rows.jsonl", count, until_step)
                 outcome = run_job(self.home, lineage, work, self.hooks())
                 if unusable := outcome.progress.unusable:
                     text = f"{record.file}: {len(unusable)} rows could not be trained, first line {unusable[0]}"
                     events.record(self.db, "unusable_rows", text, dataset=dataset)
-                if outcome.state is JobState.COMPLETED:
-                    self.evaluate_live(lineage, outcome.checkpoint)
+                if outcome.state is JobState.COMPLETED and (why := self.evaluate_live(lineage, outcome.checkpoint)):
+                    outcome = replace(outcome, state=JobState.PARTIAL, reason=why)
         except BaseException:
             self.lineage = None  # its weights may be anything; the next job opens the last checkpoint
             raise
         finally:
             self.recorder = self.job = self.file = self._epoch = None
             self.tell("idle", None)
-        checkpoints.prune(self.home, self._steps_in_use(), self.config.store.keep_checkpoints)
         return outcome
 
-    def evaluate_live(self, lineage: Lineage, checkpoint: Checkpoint) -> None:
-        """Judges the live weights and lets the verdict decide; going back drops the live model."""
+    def evaluate_live(self, lineage: Lineage, checkpoint: Checkpoint) -> str | None:
+        """Judges the live weights and lets the verdict decide; returns why the job must end, None to go on."""
         suites = open_suites(self.home, self.config.evaluation.suites)
-        if suites:
-            self.decide(self._judge(lineage, checkpoint, suites))
+        if not suites:
+            return None
+        try:
+            evaluation = self._judge(lineage, checkpoint, suites)
+        except Leaving:
+            return "leaving"
+        self.decide(evaluation)
+        return None if self.lineage is lineage else TAKEN_BACK
 
-    def evaluate_step(self, step: int) -> Evaluation | None:
-        """As `evaluate_live`, for a checkpoint whose own evaluation a kill prevented; None where there is no suite."""
+    def evaluate_step(self, step: int, weights: str) -> Evaluation | None:
+        """As `evaluate_live`, for a checkpoint whose own evaluation did not come about; decides nothing.
+
+        None where there is no suite, and where these weights were pruned or given up.
+        """
         suites = open_suites(self.home, self.config.evaluation.suites)
-        checkpoint = checkpoints.load_checkpoint(checkpoints.find_step(self.home, step))
+        checkpoint = next((c for c in checkpoints.list_checkpoints(self.home) if c.step == step), None)
+        if not suites or checkpoint is None or checkpoint.weights_hash != weights:
+            return None
         lineage = self.ready()
-        if lineage.step != step:
-            lineage = open_lineage(Path(checkpoint.path), self.config)
-        return self._judge(lineage, checkpoint, suites) if suites else None
+        if lineage.step == step:
+            return self._judge(lineage, checkpoint, suites)
+        self.lineage = None  # one model at a time; the next job opens the newest again, with its random state
+        return self._judge(open_lineage(Path(checkpoint.path), self.config), checkpoint, suites)
 
     def decide(self, evaluation: Evaluation) -> None:
-        """Promotes, holds or goes back, once per evaluation."""
-        if evaluations.decided(self.db, evaluation.id)[1] is not None:
-            return
-        promotion = promote(self.home, self.db, self.config, evaluation)
-        if promotion.decision.action is Action.ROLLBACK:
-            go_back(self.home, self.db, promotion.decision.reason)
+        """Promotes, holds or goes back, once per evaluation; going back drops the live model."""
+        if evaluations.decided(self.db, evaluation.id)[1] is None:
+            self._judge_rivals(evaluation)
+            promote(self.home, self.db, self.config, evaluation)
+        if is_going_back(self.home, self.db, evaluation):
+            go_back(self.home, self.db, f"step {evaluation.step} was worse than the champion")
             self.lineage = None
+
+    def idle(self) -> None:
+        """Drops `stop` and `skip` where nothing is or will be trained: they were not meant for next week's file."""
+        asked = control.current(self.db)
+        if asked not in ("stop", "skip"):
+            return
+        unfinished = job_rows.list_jobs(self.db, job_rows.UNFINISHED)
+        if not any(job.kind in ("ingest", "train") for job in unfinished) and control.done(self.db, asked):
+            events.record(self.db, "control", f"{asked}: there is nothing to {asked}")
 
     def hooks(self) -> Hooks:
         """What the loop may ask of us between two steps."""
@@ -127,6 +179,7 @@ class Trainer:
             journal=self._journal,
             energy_j=lambda: self.recorder.energy_j() if self.recorder else None,
             state=self.tell,
+            saved=self._make_room,
             evaluate=self.evaluate_live,
             sample=self._sample,
         )
@@ -166,8 +219,51 @@ class Trainer:
             checkpoint.weights_hash,
             checkpoint.step,
             suites,
-            between=lambda: self.tell("eval", lineage.step),
+            between=lambda: self._between(lineage.step),
         )
+
+    def _between(self, step: int | None) -> None:
+        self.tell("eval", step)
+        if self.leaving():
+            raise Leaving
+
+    def _judge_rivals(self, evaluation: Evaluation) -> None:
+        """Judges champion and best anew where that was never done, or not in the way this evaluation was made."""
+        suites = open_suites(self.home, self.config.evaluation.suites)
+        names = (versions.alias(self.db), versions.alias(self.db, BEST))
+        for name, judged in zip(names, rivals(self.home, self.db, evaluation), strict=True):
+            if name is not None and suites and (judged is None or not same_engine(judged, evaluation)):
+                self._judge_version(versions.find_version(self.home, name), suites)
+
+    def _judge_version(self, version: Version, suites: list[Suite]) -> None:
+        folder = Path(version.path)
+        with torch.random.fork_rng(devices=[]):  # another model beside the live one must not change a bit of it
+            model = load_model(folder, self.config.model.dtype, self.config.devices.trainer)
+        engine = Engine(model, load_tokenizer(folder))
+        weights, step = version.weights_hash, version.step
+        between = self._between
+        evaluate_weights(
+            self.home, self.db, self.config, engine, version.name, weights, step, suites, lambda: between(step)
+        )
+
+    def _base(self, damaged: Sequence[checkpoints.PassedOver]) -> Path:
+        """The base model; refused where there are checkpoints, for none of what they learned would be in it."""
+        if damaged:
+            where = f"{len(damaged)} checkpoints, first {Path(damaged[0].path).name}: {damaged[0].reason}"
+            raise IntegrityError("no checkpoint can be used", where, "restore one, or move them away to begin anew")
+        folder = versions.resolve(self.home, self.db, "base")
+        if bad := verify(folder):
+            raise IntegrityError(f"the base model is damaged: {bad[0].reason}", str(folder / bad[0].path), "restore it")
+        return folder
+
+    def _leave_others_steps(self, lineage: Lineage, job: str) -> None:
+        """Steps of another job that never reached a checkpoint (it failed, it was cancelled) are no part of us."""
+        if {step.job for step in journal.steps(self.db, since=lineage.step)} - {job}:
+            lineage.branch = journal.new_branch(self.db, lineage.step, "the steps after it were never saved")
+
+    def _make_room(self) -> None:
+        checkpoints.prune(self.home, self._steps_in_use(), self.config.store.keep_checkpoints)
+        trash.empty(self.home)
 
     def _command(self) -> str | None:
         if self.leaving():

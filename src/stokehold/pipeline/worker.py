@@ -8,6 +8,7 @@ the next start takes up every job where the disk says it was.
 import argparse
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,7 @@ from types import FrameType
 import torch
 
 from stokehold.core.config import Config
+from stokehold.core.errors import StokeholdError
 from stokehold.core.records import JobState
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
@@ -56,12 +58,13 @@ def work(home: Home, leave: Leave) -> None:
     with home.lock("trainer", "training"), jobs.client(home) as client:
         device = DeviceQueue()
         trainer = Trainer(home, config, client.db, leave)
+        trainer.check()
         home.sweep()
         trash.empty(home)
         declare(Workshop(home, client, device, trainer))
         jobs.launch(home, EXECUTOR, QUEUES)
         trainer.tell("idle", None)
-        device.serve(leave)
+        device.serve(leave, trainer.idle)
         trainer.tell("stopped", None)
         for job in client.list_jobs([JobState.RUNNING]):
             job_rows.set_state(client.db, job.id, JobState.QUEUED)  # leaving in order is no attempt
@@ -85,7 +88,11 @@ def main() -> None:
         signal.signal(number, leave.on_signal)
     if arguments.parent_fd is not None:
         leave.when_closed(arguments.parent_fd)
-    work(Home.open(arguments.home), leave)
+    try:
+        work(Home.open(arguments.home), leave)
+    except StokeholdError as error:
+        sys.stderr.write(f"stoke: {error}\n")
+        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

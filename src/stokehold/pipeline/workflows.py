@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stokehold.core.errors import InputError, StokeholdError
-from stokehold.core.records import JobState, Priority
+from stokehold.core.errors import InputError
+from stokehold.core.records import Job, JobState, Priority
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.improve import write_next_file
 from stokehold.pipeline.ingest import ingest_file
+from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.trainer import Trainer
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, versions
+from stokehold.store import control, evaluations, events, job_rows, journal, versions
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient, workflow
@@ -63,16 +64,22 @@ def run_stage(workshop: Workshop, stage: Stage, payload: Mapping[str, Any]) -> J
         except Exception as error:  # noqa: BLE001 - stored with its traceback, retried, at last failed: never swallowed
             job = record_failure(workshop, job_id, error)
         else:
-            return job_rows.set_state(db, job_id, state).state
+            return settle(workshop, job_id, state)
     return job.state
 
 
-def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Any:
+def settle(workshop: Workshop, job_id: str, state: JobState, reason: str | None = None) -> JobState:
+    """Ends a job once: a row that says so already, and why, is left as it is."""
+    job = job_rows.get_job(workshop.jobs.db, job_id)
+    return job.state if job.state is state else job_rows.set_state(workshop.jobs.db, job_id, state, reason).state
+
+
+def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Job:
     """Stores the exception; bad input fails at once, since a second look at the same bytes finds the same."""
-    db = workshop.jobs.db
-    text = str(error) if isinstance(error, StokeholdError) else f"{type(error).__name__}: {error}"
+    db, kind = workshop.jobs.db, type(error).__name__
+    text = str(error) if isinstance(error, InputError) else f"{kind}: {error}"
     trace = "".join(traceback.format_exception(error))[-TRACE_CHARS:]
-    events.record(db, "job_failed", f"{job_id}: {text}", traceback=trace)
+    events.record(db, "job_failed", f"{job_id}: {text}", job=job_id, error=kind, traceback=trace)
     if isinstance(error, InputError):
         return job_rows.set_state(db, job_id, JobState.FAILED, text)
     return job_rows.record_exception(db, job_id, text, *_place(workshop))
@@ -97,34 +104,39 @@ def train(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     """Trains the file and, on the same device, judges what came of it before the next file may begin."""
     db, job, run = workshop.jobs.db, payload["job"], payload["run"]
     outcome = workshop.device.run(lambda: workshop.trainer.train(job, run, payload["dataset"]))
-    if outcome.state is JobState.FAILED:
-        raise InputError(outcome.reason, str(payload["file"]), "see the dataset's rejected.jsonl")
-    step = outcome.checkpoint.step
-    events.record(db, outcome.state.value, f"{payload['file']}: {outcome.reason}", step=step)
-    if outcome.reason == "stopped":
-        control.done(db, "stop")
-    if outcome.reason == "skipped" and control.done(db, "skip"):
-        requeue(workshop, payload, step)
-    if outcome.state is JobState.COMPLETED:
-        follow(workshop, payload, "evaluate", {"file": payload["file"], "step": step})
+    made = outcome.checkpoint
+    events.record(db, outcome.state.value, f"{payload['file']}: {outcome.reason}", step=made.step)
+    if outcome.reason == "skipped":
+        requeue(workshop, payload)
+    if outcome.state is JobState.COMPLETED or outcome.reason == TAKEN_BACK:
+        follow(
+            workshop,
+            payload,
+            "evaluate",
+            {"file": payload["file"], "step": made.step, "weights": made.weights_hash},
+        )
+    settle(workshop, job, outcome.state, None if outcome.state is JobState.COMPLETED else outcome.reason)
+    # Last, so that a kill before it asks again; and whatever the end was, for the request was meant for this file.
+    control.done(db, "stop")
+    control.done(db, "skip")
     return outcome.state
 
 
-def requeue(workshop: Workshop, payload: Mapping[str, Any], step: int) -> None:
+def requeue(workshop: Workshop, payload: Mapping[str, Any]) -> None:
     """Sends a skipped file to the end of the queue, with its cursor; a cancelled one stays away."""
     if job_rows.get_job(workshop.jobs.db, payload["job"]).state is not JobState.CANCELLED:
-        facts = {key: payload[key] for key in ("file", "dataset", "run")}
-        workshop.jobs.enqueue("train", facts, Priority.LOW, f"train-{payload['run']}-from-{step}")
+        skips = payload.get("skips", 0) + 1
+        facts = {**{key: payload[key] for key in ("file", "dataset", "run")}, "skips": skips}
+        workshop.jobs.enqueue("train", facts, Priority.LOW, f"train-{payload['run']}-skip{skips}")
 
 
 def evaluate(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
-    """Sees to it that the file's last checkpoint is judged: it is, unless a kill came between."""
-    folder = checkpoints.checkpoint_folder(workshop.home, payload["step"])
-    if not folder.is_dir():
-        return JobState.COMPLETED  # training went back beyond it: there is nothing left to judge
-    weights = checkpoints.load_checkpoint(folder).weights_hash
-    done = evaluations.latest_for(workshop.home, workshop.jobs.db, weights)
-    done = done or workshop.device.run(lambda: workshop.trainer.evaluate_step(payload["step"]))
+    """Sees to it that the file's last weights are judged: they are, unless there was no suite then."""
+    db = workshop.jobs.db
+    judged = evaluations.list_evaluations(workshop.home, db, payload["weights"])
+    done = next((found for found in judged if evaluations.decided(db, found.id)[1]), None)
+    step, weights = payload["step"], payload["weights"]
+    done = done or workshop.device.run(lambda: workshop.trainer.evaluate_step(step, weights))
     if done is not None:
         follow(workshop, payload, "promote", {"file": payload["file"], "evaluation": done.id})
     return JobState.COMPLETED

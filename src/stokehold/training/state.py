@@ -6,7 +6,6 @@ A checkpoint folder loads with `AutoModelForCausalLM.from_pretrained` as it is; 
 
 import base64
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from stokehold.core.config import Config, config_json
-from stokehold.core.errors import IntegrityError
+from stokehold.core.config import LOCKED_KEYS, Config, config_json
+from stokehold.core.errors import ConfigError, IntegrityError
 from stokehold.core.identity import content_hash
+from stokehold.core.records import Checkpoint
 from stokehold.data.batches import Cursor
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
 from stokehold.training.model import load_model
@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 FORMAT = 1
+STATE = "trainer.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,17 @@ class Lineage:
     optimizer: torch.optim.AdamW
     config: Config
     source: Path
-    """Folder the weights came from; tokenizer files are copied from it."""
+    """Folder the weights came from; retention may take it away while the model is warm."""
+    tokenizer_files: Mapping[str, bytes]
     step: int = 0
     branch: int = 0
     runs: dict[str, Progress] = field(default_factory=dict)
     """How far each run over a file got in these weights."""
     parent: str | None = None
+    saved: Checkpoint | None = None
+    """The checkpoint that holds exactly these weights, None when a step was taken since."""
+    differences: tuple[str, ...] = ()
+    """What made the checkpoint not bit-comparable with this process: `threads 2 -> 8`."""
 
     @property
     def device(self) -> torch.device:
@@ -84,18 +91,26 @@ def open_lineage(folder: Path, config: Config) -> Lineage:
     torch.manual_seed(config.training.seed)
     model = load_model(folder, config.model.dtype, config.devices.trainer)
     model.train()
-    lineage = Lineage(model, load_tokenizer(folder), build_optimizer(model, config.training), config, folder)
-    if (folder / "trainer.json").is_file():
+    kept = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    lineage = Lineage(model, load_tokenizer(folder), build_optimizer(model, config.training), config, folder, kept)
+    if (folder / STATE).is_file():
         _restore(lineage, folder)
     return lineage
+
+
+def check_locked(folder: Path, config: Config) -> None:
+    """Raises ConfigError naming the first locked key that differs from what the checkpoint was trained with."""
+    for key, before in json.loads((folder / STATE).read_text())["locked"].items():
+        if (now := _locked(config)[key]) != before:
+            fix = f"set it back to {before!r} in stoke.toml, or make another home with `stoke init`"
+            raise ConfigError("a key may not change once training has begun", f"{key} = {now!r}", fix)
 
 
 def write_state(lineage: Lineage, folder: Path) -> None:
     """Writes everything but the manifest into the empty `folder`."""
     lineage.model.save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        if (lineage.source / name).is_file():
-            shutil.copyfile(lineage.source / name, folder / name)
+    for name, content in lineage.tokenizer_files.items():
+        (folder / name).write_bytes(content)
     save_file(_optimizer_tensors(lineage), folder / "optimizer.safetensors")
     facts = {
         "format": FORMAT,
@@ -105,27 +120,41 @@ def write_state(lineage: Lineage, folder: Path) -> None:
         "rng": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
         "schedule": lineage.config.training.model_dump(mode="json"),
         "config_hash": content_hash(config_json(lineage.config)),
+        "locked": _locked(lineage.config),
         "runs": {run: progress.to_json() for run, progress in lineage.runs.items()},
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **_arithmetic(lineage),
     }
-    (folder / "trainer.json").write_text(json.dumps(facts, indent=1))
+    (folder / STATE).write_text(json.dumps(facts, indent=1))
+
+
+def _locked(config: Config) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    return {key: tree[section][name] for key in LOCKED_KEYS for section, name in [key.split(".")]}
+
+
+def _arithmetic(lineage: Lineage) -> dict[str, Any]:
+    """What the order of floating-point sums depends on, beside the weights and the rows."""
+    return {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": lineage.device.type}
 
 
 def _restore(lineage: Lineage, folder: Path) -> None:
-    facts = json.loads((folder / "trainer.json").read_text())
+    facts = json.loads((folder / STATE).read_text())
     if facts["format"] != FORMAT:
         raise IntegrityError(f"checkpoint format {facts['format']}", str(folder), f"this build reads format {FORMAT}")
+    check_locked(folder, lineage.config)
+    now = _arithmetic(lineage)
+    lineage.differences = tuple(f"{key} {facts[key]} -> {now[key]}" for key in now if facts[key] != now[key])
     lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name
     lineage.runs = {run: Progress.from_json(tree) for run, tree in facts["runs"].items()}
     torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(facts["rng"])), dtype=torch.uint8))
     tensors = load_file(folder / "optimizer.safetensors", device=str(lineage.device))
     for name, parameter in lineage.model.named_parameters():
-        state = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        missing = [key for key, tensor in state.items() if tensor is None]
+        state = {key: tensors[whole] for key in MOMENTS if (whole := f"{name}.{key}") in tensors}
+        missing = [key for key in MOMENTS if key not in state]
         if missing and lineage.step:
             raise IntegrityError(f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older one")
-        lineage.optimizer.state[parameter] = state
+        if state:  # before the first step there is none, and AdamW makes it
+            lineage.optimizer.state[parameter] = state
 
 
 def _optimizer_tensors(lineage: Lineage) -> dict[str, torch.Tensor]:

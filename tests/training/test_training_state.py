@@ -1,0 +1,77 @@
+"""A checkpoint states what it depends on: other settings are refused by name, other arithmetic is told."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stokehold.core.config import LOCKED_KEYS, Config
+from stokehold.core.errors import ConfigError, IntegrityError
+from stokehold.store.checkpoints import publish_checkpoint
+from stokehold.store.home import Home
+from stokehold.training.state import Lineage, check_locked, open_lineage, write_state
+
+
+def fresh(home: Home) -> Lineage:
+    return open_lineage(home.root / home.config().model.base, home.config())
+
+
+def saved(home: Home, lineage: Lineage) -> Path:
+    return Path(publish_checkpoint(home, lineage.step, lambda folder: write_state(lineage, folder), {}).path)
+
+
+def changed(config: Config, key: str) -> Config:
+    section, name = key.split(".")
+    table = getattr(config, section)
+    value = getattr(table, name)
+    other = value + 1 if isinstance(value, int) else f"{value}-other"
+    return config.model_copy(update={section: table.model_copy(update={name: other})})
+
+
+@pytest.mark.parametrize("key", LOCKED_KEYS)
+def test_a_locked_key_is_refused_by_its_name(make_home: Callable[..., Home], key: str) -> None:
+    home = make_home()
+    folder = saved(home, fresh(home))
+    check_locked(folder, home.config())
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        open_lineage(folder, changed(home.config(), key))
+
+
+def test_other_keys_may_change(make_home: Callable[..., Home]) -> None:
+    home = make_home()
+    folder = saved(home, fresh(home))
+    open_lineage(folder, changed(home.config(), "training.checkpoint_steps"))
+
+
+def test_another_thread_count_is_told(make_home: Callable[..., Home]) -> None:
+    home, before = make_home(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        folder = saved(home, fresh(home))
+        assert open_lineage(folder, home.config()).differences == ()
+        torch.set_num_threads(2)
+        assert open_lineage(folder, home.config()).differences == ("threads 1 -> 2",)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_checkpoint_is_whole_though_the_folder_it_came_from_is_gone(make_home: Callable[..., Home]) -> None:
+    home = make_home()
+    source = saved(home, fresh(home))
+    lineage = open_lineage(source, home.config())
+    shutil.rmtree(source)
+    lineage.step = 1
+    folder = saved(home, lineage)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == lineage.model.num_parameters()
+
+
+def test_a_checkpoint_without_its_optimiser_state_is_refused(make_home: Callable[..., Home]) -> None:
+    home = make_home()
+    lineage = fresh(home)
+    lineage.step = 5  # steps were taken, and yet nothing was remembered of them
+    with pytest.raises(IntegrityError, match="optimiser state lacks"):
+        open_lineage(saved(home, lineage), home.config())
