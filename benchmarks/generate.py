@@ -6,7 +6,7 @@ Both answer the same prompts in batches of the same size, with weights of the sa
 their gold answers, so the engine measures no likelihoods: that is work that `generate` does not do. Without `--model`
 the weights are random and answers run to their limit; a trained version shows how rows that end early are dealt with.
 Rates count generated tokens through each answer's end of turn. `same_answers` is the share of prompts that both
-answered with the same tokens; on random weights ties of logits are common, and it may be low.
+answered with the same tokens; where it is low, the two did different work.
 """
 
 import argparse

@@ -129,7 +129,7 @@ def long_row(number: int) -> dict[str, Any]:
 
 def test_a_file_of_which_no_row_can_be_trained_fails_with_the_first_reason(world: Callable[..., World]) -> None:
     hopeless = world([long_row(number) for number in range(70)])
-    with pytest.raises(InputError, match="no row of this file could be trained.*line 1: .*max_length"):
+    with pytest.raises(InputError, match=r"no row of this file could be trained.*line 1: .*max_length"):
         hopeless.run(hopeless.open())
     assert checkpoints.list_checkpoints(hopeless.home) == []
     empty = world([])

@@ -1,0 +1,152 @@
+"""Pause, stop, skip and cancel reach exactly the file they were meant for, and no row is trained twice or lost."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from bench import Bench
+
+from stokehold.core.records import JobState, Priority
+from stokehold.store import checkpoints, control, events, job_rows, journal
+from stokehold.store.home import Home
+from tiny_world import facts, held_out_facts, write_jsonl
+
+ROWS = 150
+
+
+@pytest.fixture
+def bench(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**tables: dict[str, object]) -> Bench:
+        made.append(Bench(make_home(**tables)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def straight(bench: Callable[..., Bench]) -> str:
+    plain = bench()
+    plain.run(plain.dataset("facts.jsonl", facts(ROWS)))
+    return plain.weights()
+
+
+def test_stop_leaves_partial_with_a_checkpoint_and_retry_goes_on(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    job = one.dataset("facts.jsonl", facts(ROWS))
+    one.at = {4: [lambda: control.request(one.db, "stop")]}
+    assert one.run(job) is JobState.PARTIAL
+    assert (one.step(), control.current(one.db)) == (4, None)
+    assert job_rows.get_job(one.db, job.id).error == "stopped"
+    one.client.retry(job.id)
+    assert one.run(job) is JobState.COMPLETED
+    assert (one.rows_trained(), one.weights()) == (ROWS, straight(bench))
+
+
+def test_a_skipped_file_comes_back_last_with_its_cursor_however_often(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    first, second = one.dataset("one.jsonl", facts(ROWS)), one.dataset("two.jsonl", facts(60, seed=5))
+    skip = lambda: control.request(one.db, "skip")  # noqa: E731
+    one.at = {3: [skip]}
+    assert one.run(first) is JobState.PARTIAL
+    low = one.queued("train")[-1]
+    assert (low.priority, one.queued("train")[0].id, one.step()) == (Priority.LOW, second.id, 3)
+    one.run(second)
+    # Twice without a step in between: the file must not get lost under an id that was used before.
+    one.at = {one.step(): [skip, skip]}
+    assert [one.run(one.queued("train")[0]) for _ in range(2)] == [JobState.PARTIAL] * 2
+    one.drain(["train"])
+    states = [job.state for job in one.client.list_jobs() if job.kind == "train"]
+    assert Counter(states) == {JobState.PARTIAL: 3, JobState.COMPLETED: 2}
+    assert one.rows_trained() == ROWS + 60
+
+
+def test_a_kill_between_the_parts_of_a_skip_repeats_no_row(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    job = one.dataset("one.jsonl", facts(ROWS))
+    one.at = {3: [lambda: control.request(one.db, "skip")]}
+    one.run(job)
+    job_rows.set_state(one.db, job.id, JobState.QUEUED)  # as if its end had not been written down
+    control.request(one.db, "skip")
+    assert one.run(job) is JobState.PARTIAL
+    assert len(one.queued("train")) == 1
+    one.drain(["train"])
+    assert one.rows_trained() == ROWS
+
+
+def test_cancelling_the_running_file_touches_no_other(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    first, second = one.dataset("one.jsonl", facts(ROWS)), one.dataset("two.jsonl", facts(60, seed=5))
+    one.at = {3: [lambda: one.client.cancel(first.id)]}
+    assert one.run(first) is JobState.CANCELLED
+    assert one.step() == 3
+    one.drain(["train"])
+    assert (one.state(first), one.state(second)) == (JobState.CANCELLED, JobState.COMPLETED)
+
+
+def test_a_cancel_that_comes_too_late_skips_nobody_else(bench: Callable[..., Bench]) -> None:
+    plain, one = bench(), bench()
+    plain.run(plain.dataset("one.jsonl", facts(ROWS)))
+    first, second = one.dataset("one.jsonl", facts(ROWS)), one.dataset("two.jsonl", facts(60, seed=5))
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:4])
+    # The loop has asked for the last time; the next asking is in the middle of the evaluation.
+    one.at = {plain.step(): [lambda: None, lambda: one.client.cancel(first.id)]}
+    assert one.run(first) is JobState.CANCELLED
+    assert control.current(one.db) is None
+    assert one.run(second) is JobState.COMPLETED
+
+
+def test_a_stop_while_nothing_is_trained_does_not_wait_for_the_next_file(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    control.request(one.db, "stop")
+    one.trainer.idle()
+    assert control.current(one.db) is None
+    assert [event.text for event in events.events(one.db, kind="control")] == ["stop: there is nothing to stop"]
+    job = one.dataset("facts.jsonl", facts(60))
+    control.request(one.db, "skip")
+    one.trainer.idle()
+    assert control.current(one.db) == "skip", "a file is about to be trained: it may be meant"
+    control.request(one.db, "pause")
+    one.trainer.idle()
+    assert control.current(one.db) == "pause"
+    control.request(one.db, None)
+    assert one.run(job) is JobState.COMPLETED
+
+
+def test_a_pause_holds_through_a_restart_and_resume_ends_it(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    job = one.dataset("facts.jsonl", facts(ROWS))
+    run = str(job_rows.get_payload(one.db, job.id)["run"])
+    assert job.dataset is not None
+    gone = threading.Event()
+
+    def go() -> None:
+        one.gone = True
+        gone.set()
+
+    one.at = {3: [lambda: control.request(one.db, "pause"), lambda: None, go]}
+    outcome = one.trainer.train(job.id, run, job.dataset)
+    assert (outcome.reason, outcome.checkpoint.step, gone.is_set()) == ("leaving", 3, True)
+    other = one.restarted()
+    paused: list[str] = []
+    look = lambda: paused.append(other.trainer.state)  # noqa: E731
+    other.at = {3: [lambda: None, lambda: None, look, lambda: control.request(other.db, "resume")]}
+    assert other.run(job) is JobState.COMPLETED
+    assert paused == ["paused"]
+    assert [step.step for step in journal.steps(other.db)] == list(range(1, other.step() + 1))
+    assert (other.rows_trained(), other.weights()) == (ROWS, straight(bench))
+    other.close()
+
+
+def test_the_same_rows_again_are_a_run_of_their_own(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.submit("facts.jsonl", facts(60))
+    one.drain()
+    one.submit("facts.jsonl", facts(60), again=True)
+    one.drain()
+    assert one.rows_trained() == 120
+    assert [job.state for job in one.client.list_jobs() if job.kind == "train"] == [JobState.COMPLETED] * 2
+    assert len(checkpoints.list_checkpoints(one.home)) <= one.home.config().store.keep_checkpoints

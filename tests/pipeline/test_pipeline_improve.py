@@ -1,0 +1,111 @@
+"""Generated files come in by the front door, hold nothing that is held out, and stop where a person said."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from bench import Bench
+
+from stokehold.core.records import Evaluation, JobState, SuiteResult, SuiteState, Verdict
+from stokehold.data.formats import from_row
+from stokehold.pipeline.improve import past_of, write_next_file
+from stokehold.pipeline.judge import evaluate_ref
+from stokehold.pipeline.suites import open_suites
+from stokehold.store import evaluations
+from stokehold.store.datasets import dataset_folder
+from stokehold.store.home import Home
+from stokehold.tasks.registry import draw, identity_of, row
+from tiny_world import write_jsonl
+
+ROWS = 40
+
+
+@pytest.fixture
+def world(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**improvement: object) -> Bench:
+        tables = {"improvement": {"enabled": True, "rows": ROWS, "levels": (1, 2), **improvement}}
+        home = make_home(**tables, data={"max_length": 2048}, evaluation={"max_new_tokens": 4})
+        held = [row(sample) for level in (1, 2) for sample in draw("syllo", level, 3, 0, "holdout")]
+        write_jsonl(home.suites / "easy.jsonl", held)
+        made.append(Bench(home))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def judged(one: Bench) -> str:
+    return evaluate_ref(one.home, one.db, one.home.config(), "base").id
+
+
+def generated(one: Bench) -> list[Path]:
+    return sorted(one.home.inbox.glob("generated-*.jsonl"))
+
+
+def test_a_generated_file_passes_the_firewall_and_answers_failures(world: Callable[..., Bench]) -> None:
+    one = world()
+    identity = judged(one)
+    written = write_next_file(one.home, one.client, identity, "improve-a")
+    (file,) = generated(one)
+    assert written.file == file.name == "generated-a.jsonl"
+    job = one.client.submit_file(file)
+    one.drain(["ingest"])
+    assert (one.state(job), generated(one)) == (JobState.COMPLETED, [])
+    dataset = one.queued("train")[0].dataset
+    assert dataset is not None
+    folder = dataset_folder(one.home, dataset)
+    rows = [from_row(orjson.loads(line)) for line in (folder / "rows.jsonl").read_bytes().splitlines()]
+    assert (len(rows), (folder / "rejected.jsonl").read_bytes()) == (ROWS, b"")
+    held = {identity_of(sample) for suite in open_suites(one.home) for sample in suite.samples}
+    assert None not in held
+    assert not held & {identity_of(sample) for sample in rows}
+    assert any(sample.metadata.get("parent") for sample in rows), "what the model got wrong is answered"
+
+
+def test_the_same_job_writes_its_file_once(world: Callable[..., Bench]) -> None:
+    one = world()
+    identity = judged(one)
+    assert write_next_file(one.home, one.client, identity, "improve-a").file
+    before = generated(one)[0].read_bytes()
+    assert write_next_file(one.home, one.client, identity, "improve-a").file is None
+    assert [file.read_bytes() for file in generated(one)] == [before]
+    one.client.submit_file(generated(one)[0])
+    one.drain(["ingest"])
+    assert "written already" in write_next_file(one.home, one.client, identity, "improve-a").reason
+    assert generated(one) == []
+
+
+def test_the_governor_bounds_the_loop(world: Callable[..., Bench]) -> None:
+    one = world(max_files=2, max_depth=1)
+    identity = judged(one)
+    reasons = [write_next_file(one.home, one.client, identity, f"improve-{name}").reason for name in "abc"]
+    assert len(generated(one)) == 2
+    assert "max_files is 2" in reasons[2]
+    deep = world(max_depth=0)
+    identity = judged(deep)
+    assert write_next_file(deep.home, deep.client, identity, "improve-a").file
+    assert "max_depth is 0" in write_next_file(deep.home, deep.client, identity, "improve-b").reason
+    off = world(enabled=False)
+    assert "enabled is false" in write_next_file(off.home, off.client, judged(off), "improve-a").reason
+
+
+def test_the_curriculum_looks_back_in_the_order_of_training(world: Callable[..., Bench]) -> None:
+    one = world()
+
+    def stored(name: str, step: int | None, second: int) -> Evaluation:
+        result = {"easy": SuiteResult("easy", SuiteState.OK, 6, exact=0.5)}
+        created = f"2026-01-01T00:00:{second:02}.000Z"
+        record = Evaluation(f"{name:0>16}", "r", name, "how-what", result, 0.1, "", created, step)
+        return evaluations.save(one.home, one.db, record, lambda _: None)
+
+    stored("2", 20, 2)
+    present = stored("3", 30, 3)
+    stored("4", 40, 4)  # a later one: its turn comes
+    stored("b", None, 5)  # the base model, asked for last of all
+    gone = stored("5", 25, 6)
+    evaluations.record_decision(one.db, gone.id, Verdict.WORSE, "rollback")
+    assert [found.step for found in past_of(one.home, one.db, present)] == [None, 20, 30]

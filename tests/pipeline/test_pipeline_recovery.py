@@ -1,0 +1,316 @@
+"""Faults, kills and restarts: what is told, what is kept, and that the rest of the queue goes on from good weights."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import sqlalchemy as sa
+import torch
+from bench import Bench
+
+from stokehold.core.config import describe
+from stokehold.core.errors import IntegrityError
+from stokehold.core.records import JobState
+from stokehold.pipeline.promote import TAKEN_BACK
+from stokehold.store import checkpoints, control, events, job_rows, jobs, journal, versions
+from stokehold.store.home import Home
+from tiny_world import facts, held_out_facts, write_jsonl
+
+ROWS = 150
+PATIENCE_S = 120.0
+"""A bound on hanging, not on speed."""
+
+
+@pytest.fixture
+def bench(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**tables: Any) -> Bench:
+        made.append(Bench(make_home(**tables)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def ruin(one: Bench, value: float) -> None:
+    """Makes the live weights finite nonsense, or not finite."""
+    assert one.trainer.lineage is not None
+    with torch.no_grad():
+        first = next(one.trainer.lineage.model.parameters())
+        first.copy_(torch.randn(first.shape, generator=torch.Generator().manual_seed(1)) * value)
+
+
+def damage(folder: str) -> None:
+    path = Path(folder) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_divergence_fails_its_job_alone_and_no_ruined_weight_is_saved(bench: Callable[..., Bench]) -> None:
+    one, straight = bench(training={"checkpoint_steps": 3}), bench(training={"checkpoint_steps": 3})
+    first, second = one.dataset("one.jsonl", facts(ROWS)), one.dataset("two.jsonl", facts(20, seed=5))
+    one.at = {5: [lambda: ruin(one, float("nan"))] * 5}
+    assert one.run(first) is JobState.FAILED
+    row = job_rows.get_job(one.db, first.id)
+    assert (row.attempt, row.error is not None) == (3, True)
+    assert "DivergenceError" in str(row.error)
+    assert "batch" in str(row.error)
+    told = events.events(one.db, kind="job_failed")
+    assert [event.data["error"] for event in told] == ["DivergenceError"] * 3
+    assert all("optimiser_step" in event.data["traceback"] for event in told)
+    assert one.step() == 3
+    one.run(second)
+    for job in (straight.dataset("one.jsonl", facts(ROWS)), straight.dataset("two.jsonl", facts(20, seed=5))):
+        assert job.dataset is not None
+        run = str(job_rows.get_payload(straight.db, job.id)["run"])
+        straight.trainer.train(job.id, run, job.dataset, until_step=3 if job.file == "one.jsonl" else None)
+    assert one.weights() == straight.weights()
+    # The ledger has no step that the weights do not have, though the failed file got further than the next one.
+    assert one.step() == journal.last_step(one.db).step  # type: ignore[union-attr]
+    assert [step.step for step in journal.steps(one.db)] == list(range(1, one.step() + 1))
+
+
+def test_a_learning_rate_beyond_all_bounds_saves_nothing(bench: Callable[..., Bench]) -> None:
+    one = bench(training={"learning_rate": 1e30, "warmup_steps": 0})
+    assert one.run(one.dataset("one.jsonl", facts(ROWS))) is JobState.FAILED
+    assert checkpoints.list_checkpoints(one.home) == []
+
+
+def test_a_file_of_too_long_rows_fails_and_is_never_completed(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    job = one.dataset("long.jsonl", [{"prompt": f"row {n}", "completion": "apple sea " * 200} for n in range(5)])
+    assert one.run(job) is JobState.FAILED
+    assert "line 1" in str(job_rows.get_job(one.db, job.id).error)
+    assert "max_length" in str(job_rows.get_job(one.db, job.id).error)
+    assert one.run(one.dataset("good.jsonl", facts(20))) is JobState.COMPLETED
+
+
+def test_a_checkpoint_damaged_while_the_model_is_warm_is_passed_over(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.run(one.dataset("one.jsonl", facts(ROWS)))
+    last = one.step()
+    damage(checkpoints.list_checkpoints(one.home)[-1].path)
+    one.run(one.dataset("two.jsonl", facts(20, seed=5)))
+    assert len(events.events(one.db, kind="checkpoint_passed_over")) == 1
+    assert one.step() < last
+    assert [step.step for step in journal.steps(one.db)] == list(range(1, one.step() + 1))
+
+
+def test_without_one_usable_checkpoint_nothing_starts_over_silently(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.run(one.dataset("one.jsonl", facts(ROWS)))
+    for found in checkpoints.list_checkpoints(one.home):
+        damage(found.path)
+    job = one.dataset("two.jsonl", facts(20, seed=5))
+    assert one.run(job) is JobState.FAILED
+    assert "no checkpoint can be used" in str(job_rows.get_job(one.db, job.id).error)
+
+
+def test_a_damaged_base_is_refused(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    damage(str(one.home.root / one.home.config().model.base))
+    with pytest.raises(IntegrityError, match="base model is damaged"):
+        one.trainer.ready()
+
+
+def test_another_thread_count_is_told_and_training_goes_on(bench: Callable[..., Bench]) -> None:
+    one, before = bench(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one.run(one.dataset("one.jsonl", facts(60)))
+        torch.set_num_threads(2)
+        other = one.restarted()
+        assert other.run(other.dataset("two.jsonl", facts(20, seed=5))) is JobState.COMPLETED
+        (told,) = events.events(other.db, kind="resumed")
+        assert "not bit-comparable: threads 1 -> 2" in told.text
+        other.close()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_warm_model_outlives_the_checkpoint_it_came_from(bench: Callable[..., Bench]) -> None:
+    one = bench(store={"keep_checkpoints": 1}, training={"checkpoint_steps": 2})
+    one.run(one.dataset("one.jsonl", facts(60)))
+    other = one.restarted()
+    for seed in (5, 6):
+        other.run(other.dataset(f"{seed}.jsonl", facts(60, seed=seed)))
+        other.weights()
+    assert len(checkpoints.list_checkpoints(other.home)) == 1
+    assert other.restarted().trainer.ready().step == other.step()
+
+
+def test_a_full_disk_fails_the_job_and_leaves_the_last_checkpoint(bench: Callable[..., Bench]) -> None:
+    one = bench(training={"checkpoint_steps": 4})
+    job = one.dataset("one.jsonl", facts(ROWS))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        with one.db.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        newest = Path(checkpoints.list_checkpoints(one.home)[-1].path)
+        size = (newest / "optimizer.safetensors").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+
+    one.at = {7: [fill]}
+    try:
+        assert one.run(job) is JobState.FAILED
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = str(job_rows.get_job(one.db, job.id).error)
+    assert "File too large" in error
+    assert [path.name for path in one.home.checkpoints.iterdir()] == ["step_000000004"]
+    assert one.step() == 4
+    one.client.retry(job.id)
+    assert one.run(job) is JobState.COMPLETED
+    assert one.rows_trained() == ROWS
+
+
+def test_going_back_inside_a_file_ends_it_and_retry_trains_it_from_the_champion(bench: Callable[..., Bench]) -> None:
+    one = bench(training={"eval_steps": 4, "micro_batch_tokens": 128})
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts())
+    job = one.dataset("one.jsonl", facts(ROWS))
+    one.at = {step: [lambda: ruin(one, 1.0)] for step in (5, 6, 7, 9, 10, 11)}
+    assert one.run(job) is JobState.PARTIAL
+    assert TAKEN_BACK in str(job_rows.get_job(one.db, job.id).error)
+    champion = versions.find_version(one.home, versions.alias(one.db) or "")
+    assert (champion.step, one.step()) == (4, 4)
+    one.at = {}
+    one.drain(["evaluate", "promote", "improve"])
+    assert len(events.events(one.db, kind="improve")) == 1, "what was seen may still become the next file"
+    assert one.run(one.dataset("two.jsonl", facts(30, seed=5))) is JobState.COMPLETED
+    one.client.retry(job.id)
+    assert one.run(job) is JobState.COMPLETED
+    assert one.rows_trained() == ROWS + 30
+    assert [step.step for step in journal.steps(one.db)] == list(range(1, one.step() + 1))
+
+
+def test_leaving_in_the_middle_of_an_evaluation_is_made_up_for(bench: Callable[..., Bench]) -> None:
+    one = bench(evaluation={"batch_size": 2})
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
+    job = one.dataset("one.jsonl", facts(60))
+    run, dataset = str(job_rows.get_payload(one.db, job.id)["run"]), str(job.dataset)
+    steps: list[int] = []
+
+    def leave() -> None:
+        if one.trainer.state == "eval":
+            steps.append(one.trainer.lineage.step if one.trainer.lineage else 0)
+            one.gone = True
+
+    one.at = {step: [leave] * 4 for step in range(1, 100)}
+    outcome = one.trainer.train(job.id, run, dataset)
+    assert (outcome.state, outcome.reason, len(steps)) == (JobState.PARTIAL, "leaving", 1)
+    assert list(one.home.evaluations.iterdir()) == []
+    other = one.restarted()
+    other.run(job)
+    assert other.step() == outcome.checkpoint.step
+    assert versions.alias(other.db) == "v0001"
+    other.close()
+
+
+@pytest.mark.parametrize("kind", ["ingest", "train", "evaluate", "promote", "improve"])
+def test_every_stage_may_run_twice(bench: Callable[..., Bench], kind: str) -> None:
+    one = bench()
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
+    one.submit("one.jsonl", facts(40))
+    one.drain()
+    before = (one.weights(), one.rows_trained(), len(one.client.list_jobs()), versions.list_versions(one.home))
+    job = next(job for job in one.client.list_jobs() if job.kind == kind)
+    for other in (one, one.restarted()):
+        job_rows.set_state(other.db, job.id, JobState.QUEUED)
+        assert other.run(job) is JobState.COMPLETED
+        other.drain()
+        now = (other.weights(), other.rows_trained(), len(other.client.list_jobs()), versions.list_versions(other.home))
+        assert now == before
+    other.close()
+
+
+def worker(home: Home, environment: dict[str, str], pipe: int | None = None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "stokehold.pipeline.worker", "--home", str(home.root)]
+    command += [] if pipe is None else ["--parent-fd", str(pipe)]
+    with (home.logs / "test.log").open("ab") as log:
+        return subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, pass_fds=() if pipe is None else (pipe,)
+        )
+
+
+def until(home: Home, true: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE_S
+    while not (found := true()):
+        if time.monotonic() > end:
+            pytest.fail(f"did not come true\n{(home.logs / 'test.log').read_text()[-3000:]}")
+        time.sleep(0.01)
+    return found
+
+
+def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
+    bench: Callable[..., Bench], environment: dict[str, str]
+) -> None:
+    """Left while paused by a closed pipe, while training by a signal; its jobs are of an older release then."""
+    one, straight = bench(training={"epochs": 3}), bench(training={"epochs": 3})
+    straight.submit("one.jsonl", facts(ROWS))
+    straight.drain()
+    home, db = one.home, one.db
+    reading, writing = os.pipe()
+    first = worker(home, environment, reading)
+    os.close(reading)
+    control.request(db, "pause")
+    one.submit("one.jsonl", facts(ROWS))
+    until(home, lambda: state_of(home) == "paused")
+    os.close(writing)
+    assert first.wait(60) == 0
+    (job,) = one.queued("train")
+    grown_old(one)
+    assert one.client.adopt_old_versions() == [job.id]
+    control.request(db, "resume")
+    second = worker(home, environment)
+    until(home, lambda: (last := journal.last_step(db)) is not None and last.step >= 5)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(60) == 0
+    assert one.state(job) is JobState.QUEUED
+    assert one.step() == journal.last_step(db).step  # type: ignore[union-attr]
+    grown_old(one)
+    assert one.client.adopt_old_versions() == [job.id]
+    third = worker(home, environment)
+    until(home, lambda: one.state(job) is JobState.COMPLETED and not one.queued("evaluate"))
+    third.send_signal(signal.SIGTERM)
+    assert third.wait(60) == 0
+    assert one.rows_trained() == 3 * ROWS
+    assert one.weights() == straight.weights()
+
+
+def test_a_worker_refuses_a_changed_locked_key_before_it_takes_a_job(
+    bench: Callable[..., Bench], environment: dict[str, str]
+) -> None:
+    one = bench()
+    one.run(one.dataset("one.jsonl", facts(20)))
+    waiting = one.dataset("two.jsonl", facts(20, seed=5))
+    config = one.home.config()
+    data = config.data.model_copy(update={"max_length": 64})
+    one.home.write_config(describe(config.model_copy(update={"data": data})))
+    process = worker(one.home, environment)
+    assert process.wait(60) == 2
+    assert "data.max_length = 64" in (one.home.logs / "test.log").read_text()
+    assert one.state(waiting) is JobState.QUEUED
+
+
+def state_of(home: Home) -> str:
+    path = home.status / "trainer.json"
+    return str(orjson.loads(path.read_bytes())["state"]) if path.exists() else ""
+
+
+def grown_old(one: Bench) -> None:
+    """As if the waiting workflows had been enqueued by an older release."""
+    assert jobs.JOBS_VERSION != "0"
+    with one.db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE workflow_status SET application_version = '0'"))
