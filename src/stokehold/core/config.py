@@ -5,6 +5,7 @@ commented file that `stoke init` writes.
 """
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ LOCKED_KEYS = ("model.base", "model.architecture", "model.vocabulary", "data.max
 class Section(BaseModel):
     """Base of every table: frozen, unknown keys refused, docstrings kept as descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -232,8 +233,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes as JSON does, and DEL
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return repr(value)

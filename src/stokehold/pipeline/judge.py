@@ -15,8 +15,9 @@ import orjson
 
 from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError, StokeholdError
-from stokehold.core.records import Comparison, Evaluation, SuiteResult
+from stokehold.core.records import Comparison, Evaluation, SuiteResult, Verdict
 from stokehold.data.tokenizer import load_tokenizer
+from stokehold.evaluation.verdict import items_needed
 from stokehold.inference.engine import Engine
 from stokehold.pipeline.evaluate import evaluate_weights
 from stokehold.pipeline.promote import compare_evaluations
@@ -61,9 +62,12 @@ def evaluation_answer(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def comparison_answer(comparison: Comparison) -> dict[str, Any]:
-    """What scripts rely on."""
-    return asdict(comparison)
+def comparison_answer(comparison: Comparison, margin: float) -> dict[str, Any]:
+    """What scripts rely on; `items_needed` is about how many would settle an INCONCLUSIVE one."""
+    answer = asdict(comparison)
+    if comparison.verdict is Verdict.INCONCLUSIVE:
+        answer["items_needed"] = items_needed(comparison, margin)
+    return answer
 
 
 def main() -> None:
@@ -90,7 +94,8 @@ def main() -> None:
         else:
             pair = [evaluate_ref(home, db, config, ref) for ref in (arguments.a, arguments.b)]
             comparison = compare_evaluations(home, config, *pair)
-            answer, lines = comparison_answer(comparison), [f"{comparison.verdict.value}: {comparison.reason}"]
+            answer = comparison_answer(comparison, config.evaluation.equivalence_margin)
+            lines = [f"{comparison.verdict.value}: {comparison.reason}"]
     except StokeholdError as error:
         sys.stderr.write(f"stoke: {error}\n")
         raise SystemExit(error.exit_code) from error

@@ -15,8 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
-from dbos._serialization import DBOSPortableJSONSerializer, DefaultSerializer, Serializer
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions, Serializer
+from dbos._serialization import DefaultSerializer
 from dbos._utils import GlobalParams
 
 from stokehold.core.errors import DuplicateError, IntegrityError, NotFoundError, StokeholdError
