@@ -18,9 +18,9 @@ from bench import Bench
 
 from stokehold.core.config import describe
 from stokehold.core.errors import IntegrityError
-from stokehold.core.records import JobState
+from stokehold.core.records import JobState, Verdict
 from stokehold.pipeline.promote import TAKEN_BACK
-from stokehold.store import checkpoints, control, events, job_rows, jobs, journal, versions
+from stokehold.store import checkpoints, control, evaluations, events, job_rows, jobs, journal, versions
 from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
 
@@ -59,8 +59,8 @@ def damage(folder: str) -> None:
 
 def test_a_divergence_fails_its_job_alone_and_no_ruined_weight_is_saved(bench: Callable[..., Bench]) -> None:
     one, straight = bench(training={"checkpoint_steps": 3}), bench(training={"checkpoint_steps": 3})
-    first, second = one.dataset("one.jsonl", facts(ROWS)), one.dataset("two.jsonl", facts(20, seed=5))
-    one.at = {5: [lambda: ruin(one, float("nan"))] * 5}
+    first, second = one.dataset("one.jsonl", facts(ROWS)), one.dataset("two.jsonl", facts(8, seed=5))
+    one.at = {5: [lambda: ruin(one, float("nan"))] * 3}
     assert one.run(first) is JobState.FAILED
     row = job_rows.get_job(one.db, first.id)
     assert (row.attempt, row.error is not None) == (3, True)
@@ -70,8 +70,8 @@ def test_a_divergence_fails_its_job_alone_and_no_ruined_weight_is_saved(bench: C
     assert [event.data["error"] for event in told] == ["DivergenceError"] * 3
     assert all("optimiser_step" in event.data["traceback"] for event in told)
     assert one.step() == 3
-    one.run(second)
-    for job in (straight.dataset("one.jsonl", facts(ROWS)), straight.dataset("two.jsonl", facts(20, seed=5))):
+    assert one.run(second) is JobState.COMPLETED
+    for job in (straight.dataset("one.jsonl", facts(ROWS)), straight.dataset("two.jsonl", facts(8, seed=5))):
         assert job.dataset is not None
         run = str(job_rows.get_payload(straight.db, job.id)["run"])
         straight.trainer.train(job.id, run, job.dataset, until_step=3 if job.file == "one.jsonl" else None)
@@ -195,6 +195,38 @@ def test_going_back_inside_a_file_ends_it_and_retry_trains_it_from_the_champion(
     assert [step.step for step in journal.steps(one.db)] == list(range(1, one.step() + 1))
 
 
+def test_a_going_back_that_a_kill_cut_short_is_finished_before_the_next_file(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
+    one.run(one.dataset("one.jsonl", facts(60)))
+    champion = one.step()
+    lost = one.dataset("two.jsonl", facts(60, seed=5))
+    one.run(lost)
+    newest = evaluations.list_evaluations(one.home, one.db, limit=1)[0]
+    versions.set_alias(one.home, one.db, versions.CHAMPION, "v0001")
+    evaluations.record_decision(one.db, newest.id, Verdict.WORSE, "rollback")
+    other = one.restarted()
+    assert other.run(other.dataset("three.jsonl", facts(30, seed=6))) is JobState.COMPLETED
+    assert other.state(lost) is JobState.PARTIAL
+    assert other.rows_trained() == 60 + 30
+    assert [span.after for span in journal.spans(other.db)] == [champion, -1]
+    other.close()
+
+
+def test_a_champion_judged_under_other_settings_is_judged_again(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
+    one.run(one.dataset("one.jsonl", facts(60)))
+    config = one.home.config()
+    shorter = config.evaluation.model_copy(update={"max_new_tokens": 8})
+    one.home.write_config(describe(config.model_copy(update={"evaluation": shorter})))
+    other = one.restarted()
+    other.run(other.dataset("two.jsonl", facts(60, seed=5)))
+    newest = next(e for e in evaluations.list_evaluations(other.home, other.db) if e.step == other.step())
+    assert evaluations.decided(other.db, newest.id)[0] not in (None, Verdict.BROKEN)
+    other.close()
+
+
 def test_leaving_in_the_middle_of_an_evaluation_is_made_up_for(bench: Callable[..., Bench]) -> None:
     one = bench(evaluation={"batch_size": 2})
     write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
@@ -226,13 +258,14 @@ def test_every_stage_may_run_twice(bench: Callable[..., Bench], kind: str) -> No
     one.drain()
     before = (one.weights(), one.rows_trained(), len(one.client.list_jobs()), versions.list_versions(one.home))
     job = next(job for job in one.client.list_jobs() if job.kind == kind)
-    for other in (one, one.restarted()):
-        job_rows.set_state(other.db, job.id, JobState.QUEUED)
-        assert other.run(job) is JobState.COMPLETED
-        other.drain()
-        now = (other.weights(), other.rows_trained(), len(other.client.list_jobs()), versions.list_versions(other.home))
+    for _ in range(2):
+        job_rows.set_state(one.db, job.id, JobState.QUEUED)
+        assert one.run(job) is JobState.COMPLETED
+        one.drain()
+        now = (one.weights(), one.rows_trained(), len(one.client.list_jobs()), versions.list_versions(one.home))
         assert now == before
-    other.close()
+        one = one.restarted()
+    one.close()
 
 
 def worker(home: Home, environment: dict[str, str], pipe: int | None = None) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 
 import time
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stokehold.cli.output import errors, share
@@ -22,7 +23,7 @@ def watch(home: Home, limit_s: float) -> None:
     """Shows the loop until every file is through, or training took `limit_s` seconds; raises when a job failed."""
     total = home.config().training.total_steps
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    with jobs.client(home) as client, Progress(*columns, TimeElapsedColumn(), console=errors) as progress:
+    with jobs.client(home) as client, Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         bar = progress.add_task("step", total=total)
         line_at, idle_since = time.monotonic() + LINE_S, time.monotonic()
         stopping = False

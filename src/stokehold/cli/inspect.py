@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -13,16 +14,17 @@ import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, table
-from stokehold.core.errors import StokeholdError
-from stokehold.core.records import Dataset
+from stokehold.core.errors import NotFoundError, StokeholdError
+from stokehold.core.records import Dataset, JobState
 from stokehold.data.tokenizer import load_tokenizer
-from stokehold.store import checkpoints, datasets, journal, suites, versions
+from stokehold.store import checkpoints, datasets, job_rows, journal, suites, versions
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
 
 LOW_DISK_SHARE = 0.15
 GIB = 1024**3
+TAIL_BYTES = 1024**2
 PACKAGES = ("torch", "transformers", "dbos", "SQLAlchemy")
 
 
@@ -39,6 +41,7 @@ class Check:
 def add_to(app: typer.Typer) -> None:
     app.command()(preflight)
     app.command()(doctor)
+    app.command("logs")(show_logs)
 
 
 def preflight(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
@@ -70,16 +73,18 @@ def doctor(
             console.print(f"passed over: {passed.path}: {passed.reason}")
         if ledger:
             names = [field.name for field in fields(Account)]
-            table(names, [[getattr(row, name) for name in names] for row in rows])
+            table(names, [[getattr(row, name) for name in names] for row in rows], "no file was accepted yet")
     if not balanced:
-        raise SystemExit(1)
+        wrong = ", ".join(row.file for row in rows if not row.balanced)
+        raise StokeholdError("the ledger does not add up", wrong, "compare `stoke doctor --ledger` with `stoke events`")
 
 
 @dataclass(frozen=True)
 class Account:
-    """One file's rows: accepted = held out + trained + unusable + pending, over every run of it in this lineage.
+    """One file's rows: accepted = held out + trained + unusable + pending, in the weights of the newest checkpoint.
 
-    `unusable` rows were refused when they were tokenised; `rejected` lines were never accepted.
+    `trained` rows have had every epoch; `unusable` ones were refused when they were tokenised; `rejected` lines were
+    never accepted. `balanced` is false where the journal and the checkpoint do not tell the same.
     """
 
     file: str
@@ -94,20 +99,26 @@ class Account:
 
 
 def account(home: Home, db: Database, checkpoint: Path | None) -> list[Account]:
-    """The ledger, from the journal (what was trained) and the newest checkpoint (which runs there are)."""
-    runs = list(json.loads((checkpoint / "trainer.json").read_text())["runs"].values()) if checkpoint else []
-    examples: Counter[str] = Counter()
+    """The ledger: what the newest checkpoint says of its runs, checked against the journal up to its step."""
+    fresh: dict[str, Any] = {"step": 0, "runs": {}}
+    state = json.loads((checkpoint / "trainer.json").read_text()) if checkpoint else fresh
+    journalled: Counter[str] = Counter()
     for step in journal.steps(db):
-        examples[step.dataset] += step.examples
-    return [_account(d, home.config().training.epochs, examples[d.id], runs) for d in datasets.list_datasets(home)]
+        if step.step <= state["step"]:
+            journalled[step.dataset] += step.examples
+    over = {job.dataset for job in job_rows.list_jobs(db, [JobState.COMPLETED]) if job.kind == "train"}
+    epochs = home.config().training.epochs
+    found = []
+    for dataset in datasets.list_datasets(home):
+        runs = [run for run in state["runs"].values() if run["dataset"] == dataset.id]
+        found.append(_account(dataset, epochs, runs, journalled[dataset.id], dataset.id in over))
+    return found
 
 
-def _account(dataset: Dataset, epochs: int, examples: int, runs: list[dict[str, Any]]) -> Account:
-    mine = [run for run in runs if run["dataset"] == dataset.id]
-    passes = epochs * max(1, len(mine))
-    unusable = max((len(run["unusable"]) for run in mine), default=0)
-    trained, rest = divmod(examples, passes)
-    pending = dataset.accepted - dataset.held_out - unusable - trained
+def _account(dataset: Dataset, epochs: int, runs: list[dict[str, Any]], journalled: int, over: bool) -> Account:
+    unusable = max((len(run["unusable"]) for run in runs), default=0)
+    usable = dataset.accepted - dataset.held_out - unusable
+    trained = max((_finished(run["examples"], usable, epochs, over) for run in runs), default=0)
     return Account(
         file=dataset.file,
         dataset=dataset.id,
@@ -115,10 +126,45 @@ def _account(dataset: Dataset, epochs: int, examples: int, runs: list[dict[str, 
         held_out=dataset.held_out,
         trained=trained,
         unusable=unusable,
-        pending=pending,
+        pending=usable - trained,
         rejected=dataset.rejected,
-        balanced=pending >= 0 and (rest == 0 or pending > 0),
+        balanced=0 <= trained <= usable and journalled == sum(run["examples"] for run in runs),
     )
+
+
+def _finished(examples: int, usable: int, epochs: int, over: bool) -> int:
+    """Rows with no epoch to come; a finished job keeps its own number of epochs, whatever the settings say now."""
+    if over and usable and examples and examples % usable == 0:
+        return usable
+    return max(0, examples - (epochs - 1) * usable)
+
+
+def show_logs(
+    role: Annotated[str | None, typer.Argument(help="trainer, web, supervisor; default: all there are.")] = None,
+    lines: Annotated[int, typer.Option(help="How many of each, the newest.", min=1)] = 40,
+    home_path: HomeOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """What the processes of a home wrote last."""
+    home = Home.open(home_path)
+    there = {path.stem: path for path in sorted(home.logs.glob("*.log"))}
+    if role is not None and role not in there:
+        raise NotFoundError("no log of this role", role, f"there are: {', '.join(there) or 'none yet'}")
+    last = {name: _tail(path, lines) for name, path in there.items() if role in (None, name)}
+    if emit(last, as_json):
+        return
+    for name, said in last.items():
+        if role is None:
+            console.print(f"== {name}", style="bold")
+        for line in said:
+            console.print(line)
+
+
+def _tail(log: Path, lines: int) -> list[str]:
+    """The last lines of a log, from no more than its last `TAIL_BYTES`."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return stream.read().decode(errors="replace").splitlines()[-lines:]
 
 
 def _packages() -> Check:

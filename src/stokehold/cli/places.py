@@ -16,7 +16,7 @@ import typer
 from stokehold.cli.options import HERE, HomeOption, JsonOption, become
 from stokehold.cli.output import console, emit, table
 from stokehold.core.config import Config, describe, parse_config
-from stokehold.core.errors import BusyError, InputError, StokeholdError
+from stokehold.core.errors import BusyError, InputError, StokeholdError, UsageError
 from stokehold.store.bases import import_base
 from stokehold.store.database import connect
 from stokehold.store.home import Home
@@ -24,6 +24,7 @@ from stokehold.supervisor.processes import holder
 from stokehold.supervisor.status import payload
 
 TINY = "tiny"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 LOCK = ("supervisor",)
 START_S = 30.0
 STOP_S = 180.0
@@ -38,10 +39,11 @@ def add_to(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(help="Where the home is made.")],
     model: Annotated[str, typer.Option(help="A model folder, or `tiny` for the embedded one.")] = TINY,
+    method: Annotated[str, typer.Option(help="What is trained: full trains every weight.")] = "full",
     as_json: JsonOption = False,
 ) -> None:
     """Makes a home with a commented stoke.toml and its base model."""
-    home = make_home(folder, model, Config())
+    home = make_home(folder, model, parse_config({"model": {"method": method}}, "--method"))
     config = home.config()
     if not emit({"home": str(home.root), "base": config.model.base, "model": config.model.architecture}, as_json):
         console.print(f"home {home.root}: {config.model.architecture}, base {config.model.base}")
@@ -52,14 +54,14 @@ def make_home(folder: Path, model: str, config: Config) -> Home:
     """A new home whose base is a model folder or the embedded tiny one; nothing is left behind when that fails."""
     source = Path(model)
     if model != TINY and not source.is_dir():
-        raise InputError("no such model folder", model, "download the model and give its folder, or use `tiny`")
+        raise InputError("no such model folder", model, _how_to_bring(model))
     fresh = not folder.exists()
     home = Home.create(folder, config)
     try:
         if model == TINY:
             source = make_tiny(home)
         base = import_base(home, source)
-    except StokeholdError:
+    except BaseException:
         home.config_path.unlink()
         if fresh:
             shutil.rmtree(home.root)
@@ -70,6 +72,17 @@ def make_home(folder: Path, model: str, config: Config) -> Home:
     tree |= {"model": {**tree["model"], **facts}, "data": {**tree["data"], "max_length": longest}}
     home.write_config(describe(parse_config(tree)))
     return home
+
+
+def _how_to_bring(model: str) -> str:
+    """Nothing is downloaded here, so that nothing leaves the machine unasked."""
+    if not HUB_ID.fullmatch(model):
+        return "give the folder that save_pretrained wrote, or `tiny`"
+    folder = model.rpartition("/")[2]
+    return (
+        "nothing is downloaded here: where there is a network, `hf download "
+        f"{model} --local-dir {folder}`, bring that folder, then `stoke init DIR --model {folder}`"
+    )
 
 
 def make_tiny(home: Home) -> Path:
@@ -85,15 +98,19 @@ def make_tiny(home: Home) -> Path:
 def up(
     home_path: HomeOption = HERE,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the dashboard answers.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Starts supervisor, trainer and dashboard."""
     home = Home.open(home_path)
     if (held := holder(home, LOCK)) is not None:
         raise BusyError(f"this home is up already, by {held}", str(home.root), "`stoke down` stops it")
     if not detach:
+        if as_json:
+            raise UsageError("one JSON document has an end", "--json", "use it with --detach")
         become(home, "stokehold.supervisor.main", [])
     start_detached(home)
-    console.print(f"up: {dashboard(home)}")
+    if not emit({"home": str(home.root), "url": dashboard(home)}, as_json):
+        console.print(f"up: {dashboard(home)}")
 
 
 def start_detached(home: Home) -> None:
@@ -108,8 +125,15 @@ def start_detached(home: Home) -> None:
     end = time.monotonic() + START_S
     while not address.exists():
         if process.poll() is not None or time.monotonic() > end:
-            raise StokeholdError("stoke up did not come up", str(home.logs / "supervisor.log"), "read its last lines")
+            process.terminate()
+            said = _last_line(home.logs / ("web.log" if process.poll() is None else "supervisor.log"))
+            raise StokeholdError(f"it did not come up: {said}", str(home.root), "`stoke logs` tells more")
         time.sleep(POLL_S)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing").strip()
 
 
 def dashboard(home: Home) -> str:
@@ -118,12 +142,13 @@ def dashboard(home: Home) -> str:
     return f"{url.rstrip('/')}/?token={home.token()}"
 
 
-def down(home_path: HomeOption = HERE) -> None:
+def down(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """Stops at a step boundary, with a checkpoint."""
     home = Home.open(home_path)
     if not stop(home):
         raise StokeholdError("this home is not up", str(home.root), "`stoke up` starts it")
-    console.print("down: the trainer left its last step in a checkpoint")
+    if not emit({"home": str(home.root), "down": True}, as_json):
+        console.print("down: the trainer left its last step in a checkpoint")
 
 
 def stop(home: Home) -> bool:

@@ -1,21 +1,26 @@
 """Files in, jobs looked after, the running trainer told what to do."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption
-from stokehold.cli.output import console, emit, table
-from stokehold.core.errors import InputError
-from stokehold.core.records import Job, Priority, Rejection
+from stokehold.cli.output import complain, console, emit, table, when
+from stokehold.core.errors import InputError, StokeholdError, UsageError
+from stokehold.core.records import Job, JobState, Priority, Rejection
 from stokehold.data.formats import parse_line
 from stokehold.data.lines import read_lines
-from stokehold.store import control, events, jobs
+from stokehold.store import control, events, job_rows, jobs
 from stokehold.store.database import connect
 from stokehold.store.home import Home
+from stokehold.supervisor.processes import holder
 
 LISTED = 50
+"""Finished jobs that people are shown; scripts get all."""
+
+FOLLOW_S = 0.5
 SHOWN_REJECTIONS = 20
 
 
@@ -32,15 +37,32 @@ def submit(
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Hands files in, by the same door as the inbox; their content is safe when this returns."""
+    """Hands files in, by the same door as the inbox; their content is safe when this returns.
+
+    A file that is refused is told, and does not keep the others out.
+    """
     home = Home.open(home_path)
+    taken, refused = list[Job](), list[StokeholdError]()
     with jobs.client(home) as client:
         for path in files:
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise InputError("not a regular file", str(path), "give the file itself")
-            if path.exists() and not path.stat().st_size:
-                raise InputError("the file is empty", str(path), "give a file with at least one line")
-        show([client.submit_file(path, priority, again) for path in files], as_json)
+            try:
+                taken.append(_submit(client, path, priority, again))
+            except StokeholdError as error:
+                refused.append(error)
+    if taken:
+        show(taken, as_json)
+    for refusal in refused:
+        complain(refusal)
+    if refused:
+        raise SystemExit(refused[0].exit_code)
+
+
+def _submit(client: jobs.JobsClient, path: Path, priority: Priority, again: bool) -> Job:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError("not a regular file", str(path), "give the file itself")
+    if path.exists() and not path.stat().st_size:
+        raise InputError("the file is empty", str(path), "give a file with at least one line")
+    return client.submit_file(path, priority, again)
 
 
 def validate(
@@ -74,7 +96,12 @@ def validate(
 def queue(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """Jobs, newest last."""
     with jobs.client(Home.open(home_path)) as client:
-        show(client.list_jobs(limit=LISTED), as_json)
+        found = client.list_jobs()
+    if not as_json:
+        over = [job for job in found if job.state not in job_rows.UNFINISHED]
+        hidden = {job.id for job in over[:-LISTED]}
+        found = [job for job in found if job.id not in hidden]
+    show(found, as_json)
 
 
 def retry(job: str, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
@@ -104,35 +131,57 @@ def resume(home_path: HomeOption = HERE) -> None:
 
 def stop(home_path: HomeOption = HERE) -> None:
     """Ends the present job after this step; `stoke retry` takes it up again."""
+    _refuse_if_idle(home_path)
     _ask(home_path, "stop")
 
 
 def skip(home_path: HomeOption = HERE) -> None:
     """Sends the present file to the end of the queue, with its place kept."""
+    _refuse_if_idle(home_path)
     _ask(home_path, "skip")
 
 
 def list_events(
     home_path: HomeOption = HERE,
-    limit: Annotated[int, typer.Option(help="How many, newest last.")] = 30,
+    limit: Annotated[int, typer.Option(help="How many, newest last.", min=0)] = 30,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """What happened."""
-    found = events.events(connect(Home.open(home_path)), limit=limit)
-    if not emit(found, as_json):
-        for event in found:
-            console.print(f"{event.created}  {event.kind:<20} {event.text}")
+    if follow and as_json:
+        raise UsageError("one JSON document has an end", "--follow --json", "use one of the two")
+    db = connect(Home.open(home_path))
+    found = events.events(db, limit=limit)
+    if emit(found, as_json):
+        return
+    for event in found:
+        _tell(event)
+    last = found[-1].id if found else 0
+    while follow:
+        time.sleep(FOLLOW_S)
+        for event in events.events(db, since=last):
+            _tell(event)
+            last = event.id
+
+
+def _tell(event: events.Event) -> None:
+    console.print(f"{when(event.created)}  {event.kind:<20} {event.text}")
 
 
 def show(found: list[Job], as_json: bool) -> None:
     """Jobs as a list for scripts or a table for people."""
     if emit([_entry(job) for job in found], as_json):
         return
-    columns = ("id", "kind", "file", "priority", "state", "done", "attempt", "error")
-    rows = [
-        (j.id, j.kind, j.file, j.priority.value, j.state.value, f"{j.progress:.0%}", j.attempt, j.error) for j in found
-    ]
-    table(columns, rows)
+    rows = [(j.id, j.priority.value, j.state.value, _done(j), j.attempt, j.file) for j in found]
+    table(("job", "priority", "state", "done", "attempt", "file"), rows, "no job yet")
+    for job in found:
+        if job.error:
+            console.print(f"{job.id}: {job.error}")
+
+
+def _done(job: Job) -> str | None:
+    """Only training counts rows; the other kinds are done or not."""
+    return f"{job.progress:.0%}" if job.kind == "train" or job.state is JobState.COMPLETED else None
 
 
 def _entry(job: Job) -> dict[str, object]:
@@ -146,6 +195,12 @@ def _entry(job: Job) -> dict[str, object]:
         "attempt": job.attempt,
     }
     return {**entry, "error": job.error} if job.error else entry
+
+
+def _refuse_if_idle(home_path: Path) -> None:
+    """Nobody would obey, and whoever trains next would stop at once."""
+    if holder(home := Home.open(home_path), ("supervisor", "trainer")) is None:
+        raise StokeholdError("nothing is training here", str(home.root), "`stoke up` or `stoke train` starts it")
 
 
 def _ask(home_path: Path, command: control.Command, free: bool = False) -> None:

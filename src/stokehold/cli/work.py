@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
-from stokehold.core.errors import BusyError
+from stokehold.core.errors import BusyError, InputError
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
 
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     files: Annotated[list[Path], typer.Argument(help="JSONL files, trained in this order.")],
-    steps: Annotated[int | None, typer.Option(help="Stop when the step counter reaches this.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop when the step counter reaches this.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
@@ -27,6 +27,8 @@ def train(
     home = Home.open(home_path)
     if (held := holder(home, ("supervisor",))) is not None:
         raise BusyError(f"this home is up, by {held}", str(home.root), "`stoke submit` them, or `stoke down` first")
+    if missing := [path for path in files if not path.is_file()]:
+        raise InputError("no such file", str(missing[0]), "check the path")
     arguments = [str(path.absolute()) for path in files]
     arguments += [*flag("--steps", steps), *flag("--resume", resume), *flag("--json", as_json)]
     become(home, "stokehold.pipeline.foreground", arguments)

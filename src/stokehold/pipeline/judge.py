@@ -5,6 +5,8 @@
 """
 
 import argparse
+import itertools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,12 +16,13 @@ from typing import Any
 import orjson
 
 from stokehold.core.config import Config
-from stokehold.core.errors import NotFoundError, StokeholdError
+from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Comparison, Evaluation, SuiteResult, Verdict
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.evaluation.verdict import items_needed
 from stokehold.inference.engine import Engine
 from stokehold.pipeline.evaluate import evaluate_weights
+from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.promote import compare_evaluations
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import use_threads
@@ -30,7 +33,9 @@ from stokehold.store.home import Home
 from stokehold.training.model import load_model
 
 
-def evaluate_ref(home: Home, db: Database, config: Config, ref: str, names: Sequence[str] = ()) -> Evaluation:
+def evaluate_ref(
+    home: Home, db: Database, config: Config, ref: str, names: Sequence[str] = (), meter: Meter | None = None
+) -> Evaluation:
     """The evaluation of what `ref` names on these suites, or on the configured ones."""
     suites = open_suites(home, names or config.evaluation.suites)
     if not suites:
@@ -39,7 +44,16 @@ def evaluate_ref(home: Home, db: Database, config: Config, ref: str, names: Sequ
     model = load_model(folder, config.model.dtype, config.devices.trainer)
     engine = Engine(model, load_tokenizer(folder))
     weights, step = weights_of(folder)
-    return evaluate_weights(home, db, config, engine, ref, weights, step, suites)
+    batches = sum(math.ceil(len(suite.samples) / config.evaluation.batch_size) for suite in suites)
+    done = itertools.count(1)
+
+    def between() -> None:
+        if meter:
+            meter.show(
+                ref, min(1.0, next(done) / batches), f"evaluating on {', '.join(suite.name for suite in suites)}"
+            )
+
+    return evaluate_weights(home, db, config, engine, ref, weights, step, suites, between)
 
 
 def weights_of(folder: Path) -> tuple[str, int | None]:
@@ -51,10 +65,10 @@ def weights_of(folder: Path) -> tuple[str, int | None]:
     return checkpoints.weights_hash([{"path": path.name, "blake3": hash_file(path)} for path in weights]), None
 
 
-def evaluation_answer(evaluation: Evaluation) -> dict[str, Any]:
-    """What scripts rely on."""
+def evaluation_answer(evaluation: Evaluation, ref: str) -> dict[str, Any]:
+    """What scripts rely on; `ref` as it was asked for, whoever had these weights judged first."""
     return {
-        "ref": evaluation.ref,
+        "ref": ref,
         "id": evaluation.id,
         "weights_hash": evaluation.weights_hash,
         "fingerprint": evaluation.fingerprint,
@@ -70,8 +84,8 @@ def comparison_answer(comparison: Comparison, margin: float) -> dict[str, Any]:
     return answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="stokehold.pipeline.judge")
     parser.add_argument("--home", type=Path, required=True)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("evaluate")
@@ -82,33 +96,50 @@ def main() -> None:
     two.add_argument("a")
     two.add_argument("b")
     two.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    try:
+    arguments = parser.parse_args(given)
+    with told("evaluate", arguments.home), Meter() as meter:
         home = Home.open(arguments.home)
         config = home.config()
         use_threads(config)
         db = connect(home)
         if arguments.command == "evaluate":
-            evaluation = evaluate_ref(home, db, config, arguments.ref, arguments.suite)
-            answer, lines = evaluation_answer(evaluation), [_line(r) for r in evaluation.suites.values()]
+            evaluation = evaluate_ref(home, db, config, arguments.ref, arguments.suite, meter)
+            answer, lines = evaluation_answer(evaluation, arguments.ref), _readings(evaluation)
         else:
-            pair = [evaluate_ref(home, db, config, ref) for ref in (arguments.a, arguments.b)]
+            pair = [evaluate_ref(home, db, config, ref, meter=meter) for ref in (arguments.a, arguments.b)]
             comparison = compare_evaluations(home, config, *pair)
             answer = comparison_answer(comparison, config.evaluation.equivalence_margin)
-            lines = [f"{comparison.verdict.value}: {comparison.reason}"]
-    except StokeholdError as error:
-        sys.stderr.write(f"stoke: {error}\n")
-        raise SystemExit(error.exit_code) from error
+            lines = _deltas(comparison)
     sys.stdout.write(orjson.dumps(answer).decode() + "\n" if arguments.json else "\n".join(lines) + "\n")
 
 
-def _line(result: SuiteResult) -> str:
-    if result.exact is None:
-        return f"{result.suite}: {result.state.value}, {result.reason}"
-    low, high = result.exact_ci or (float("nan"), float("nan"))
-    share = f"{100 * result.exact:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+def _readings(evaluation: Evaluation) -> list[str]:
+    """A line per suite, the columns under one another."""
+    width = max(len(name) for name in evaluation.suites)
+    return [f"{name:<{width}}  {_reading(result)}" for name, result in evaluation.suites.items()]
+
+
+def _reading(result: SuiteResult) -> str:
+    if result.exact is None or result.exact_ci is None:
+        return f"{result.state.value}: {result.reason}"
+    low, high = result.exact_ci
     nll = "-" if result.nll_per_token is None else f"{result.nll_per_token:.4f}"
-    return f"{result.suite}: exact {share}, nll/token {nll}, n {result.n}, {result.state.value}"
+    share = f"exact {100 * result.exact:5.1f} %  [{100 * low:5.1f}, {100 * high:5.1f}]"
+    return f"{share}  nll/token {nll:>8}  n {result.n}  {result.state.value}"
+
+
+def _deltas(comparison: Comparison) -> list[str]:
+    """The verdict, and the numbers it rests on; B - A."""
+    lines = [f"{comparison.verdict.value}: {comparison.reason}"]
+    if comparison.delta_exact is not None and comparison.delta_exact_ci is not None:
+        low, high = comparison.delta_exact_ci
+        p = "-" if comparison.p_value is None else f"{comparison.p_value:.3g}"
+        change = f"{100 * comparison.delta_exact:+.1f} points  [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(f"exact      {change}  p {p}  {comparison.items} items")
+    if comparison.delta_nll_per_token is not None and comparison.delta_nll_ci is not None:
+        low, high = comparison.delta_nll_ci
+        lines.append(f"nll/token  {comparison.delta_nll_per_token:+.4f}  [{low:+.4f}, {high:+.4f}]")
+    return lines
 
 
 if __name__ == "__main__":
