@@ -49,7 +49,7 @@ def preflight(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None
     home = Home.open(home_path)
     checks = [_packages(), _model(home), _suites(home), _disk(home), _memory(home), _processes(home), _checkpoint(home)]
     if not emit(checks, as_json):
-        table(("", "", "found", "fix"), [(c.mark, c.what, c.found, c.fix) for c in checks])
+        table(("", "", "found"), [(c.mark, c.what, " · ".join(filter(None, (c.found, c.fix)))) for c in checks])
     if any(check.mark == "✗" for check in checks):
         raise SystemExit(1)
 

@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TyperException as error:
         _refuse(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has seen enough (`| head`), and so have we
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has seen enough (`| head`): nothing to complain of
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - stored with its traceback, and told where

@@ -19,6 +19,9 @@ from stokehold.core.errors import StokeholdError
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
+WIDEST_SHARE = 0.45
+"""Most of a terminal's width that any but the last column of a table takes."""
+
 UNBOUNDED_COLUMNS = 10_000
 """Width of a table that goes into a pipe or a file: nothing is cut or wrapped."""
 
@@ -36,9 +39,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], none: str = "no
 
     On a narrow terminal the last column wraps and the others are cut; elsewhere nothing is.
     """
+    widest = int(WIDEST_SHARE * console.width) if console.is_terminal else None
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns[:-1]:
-        drawn.add_column(column, no_wrap=True, overflow="ellipsis")
+        drawn.add_column(column, no_wrap=True, overflow="ellipsis", max_width=widest)
     drawn.add_column(columns[-1], overflow="fold")
     for row in rows:
         drawn.add_row(*("-" if cell is None else str(cell) for cell in row))

@@ -37,10 +37,10 @@ def evaluate_ref(
     home: Home, db: Database, config: Config, ref: str, names: Sequence[str] = (), meter: Meter | None = None
 ) -> Evaluation:
     """The evaluation of what `ref` names on these suites, or on the configured ones."""
+    folder = versions.resolve(home, db, ref)
     suites = open_suites(home, names or config.evaluation.suites)
     if not suites:
         raise NotFoundError("this home has no suite", str(home.suites), "put a JSONL file there, or train a file first")
-    folder = versions.resolve(home, db, ref)
     model = load_model(folder, config.model.dtype, config.devices.trainer)
     engine = Engine(model, load_tokenizer(folder))
     weights, step = weights_of(folder)
@@ -106,6 +106,8 @@ def main(given: Sequence[str] | None = None) -> None:
             evaluation = evaluate_ref(home, db, config, arguments.ref, arguments.suite, meter)
             answer, lines = evaluation_answer(evaluation, arguments.ref), _readings(evaluation)
         else:
+            for ref in (arguments.a, arguments.b):
+                versions.resolve(home, db, ref)  # before an hour is spent on the first
             pair = [evaluate_ref(home, db, config, ref, meter=meter) for ref in (arguments.a, arguments.b)]
             comparison = compare_evaluations(home, config, *pair)
             answer = comparison_answer(comparison, config.evaluation.equivalence_margin)
