@@ -36,7 +36,7 @@ def test_the_network_is_really_closed(closed: dict[str, str]) -> None:
 
 def test_nothing_leaves_the_machine(tmp_path: Path, closed: dict[str, str]) -> None:
     root = tmp_path / "home"
-    command = [sys.executable, "-m", "stokehold.cli.main", "demo", "--minutes", "0.1", "--port", "0", "--json"]
+    command = [sys.executable, "-m", "stokehold.cli.main", "demo", "--minutes", "0.5", "--port", "0", "--json"]
     done = subprocess.run(
         [*command, "--home", str(root)], env=closed, capture_output=True, text=True, check=False, cwd=tmp_path
     )

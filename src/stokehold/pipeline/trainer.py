@@ -117,7 +117,8 @@ class Trainer:
                 if unusable := outcome.progress.unusable:
                     text = f"{record.file}: {len(unusable)} rows could not be trained, first line {unusable[0]}"
                     events.record(self.db, "unusable_rows", text, dataset=dataset)
-                if outcome.state is JobState.COMPLETED and (why := self.evaluate_live(lineage, outcome.checkpoint)):
+                ended = outcome.state is JobState.COMPLETED or outcome.reason == "stopped"
+                if ended and (why := self.evaluate_live(lineage, outcome.checkpoint)):
                     outcome = replace(outcome, state=JobState.PARTIAL, reason=why)
         except BaseException:
             self.lineage = None  # its weights may be anything; the next job opens the last checkpoint
