@@ -23,7 +23,7 @@ from tiny_world import facts, held_out_facts, write_jsonl
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 PORTS = ("8080", "8090")
 FENCE = re.compile(r"^(<!-- repeat -->\n)?```(console|toml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PATIENCE_S = 90.0
+PATIENCE_S = 60.0
 """A bound on hanging, not on speed."""
 
 DONE = "@@done"
