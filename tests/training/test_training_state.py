@@ -12,7 +12,7 @@ from stokehold.core.config import LOCKED_KEYS, Config
 from stokehold.core.errors import ConfigError, IntegrityError
 from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.home import Home
-from stokehold.training.state import Lineage, check_locked, open_lineage, write_state
+from stokehold.training.state import Lineage, check_locked, open_lineage, take_snapshot, write_snapshot
 
 
 def fresh(home: Home) -> Lineage:
@@ -20,7 +20,9 @@ def fresh(home: Home) -> Lineage:
 
 
 def saved(home: Home, lineage: Lineage) -> Path:
-    return Path(publish_checkpoint(home, lineage.step, lambda folder: write_state(lineage, folder), {}).path)
+    return Path(
+        publish_checkpoint(home, lineage.step, lambda folder: write_snapshot(take_snapshot(lineage), folder), {}).path
+    )
 
 
 def changed(config: Config, key: str) -> Config:

@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stokehold.core.errors import ConfigError
 
-LOCKED_KEYS = ("model.base", "model.architecture", "model.vocabulary", "data.max_length")
+LOCKED_KEYS = (
+    "model.base",
+    "model.architecture",
+    "model.vocabulary",
+    "model.method",
+    "model.dtype",
+    "data.max_length",
+    "data.profile",
+)
 """Keys that may not change under a running lineage: resumed steps would train another model."""
 
 
@@ -30,10 +38,33 @@ class ModelConfig(Section):
     """Class name from the base model's config.json, filled in by `stoke init`."""
     vocabulary: int = Field(0, ge=0)
     """Rows of the embedding, filled in by `stoke init`; 0 before there is a model."""
-    method: Literal["full"] = "full"
-    """What is trained: every weight."""
+    source: str = ""
+    """Where the base came from: a folder, or a hub id."""
+    revision: str = ""
+    """Commit of the hub repository the base was taken at; empty for a folder."""
+    licence: str = ""
+    """Licence the base names in its model card, empty where it names none."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """What is trained: every weight, adapters beside frozen weights, or adapters beside 4-bit weights (CUDA)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations."""
+
+
+class AdapterConfig(Section):
+    rank: int = Field(16, ge=1)
+    """Inner dimension of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters: alpha/rank, or alpha/sqrt(rank) with `rslora`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the adapters."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter; empty takes all but the head."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA)."""
+    rslora: bool = False
+    """Rank-stabilised scale (rsLoRA)."""
+    merge_files: int = Field(0, ge=0)
+    """Merge the adapters into the weights and go on with fresh ones after this many files; 0 for never."""
 
 
 class DataConfig(Section):
@@ -47,6 +78,8 @@ class DataConfig(Section):
     """Refuse a file with any bad line instead of training on its good ones."""
     seed: int = 0
     """Order of rows; with the content it decides every batch."""
+    profile: Literal["", "emoji_think"] = ""
+    """Marks put around the answers; `emoji_think` begins them with thinking marks and ends them with stop marks."""
 
 
 class TrainingConfig(Section):
@@ -56,8 +89,14 @@ class TrainingConfig(Section):
     """Capacity of one packed batch in tokens."""
     accumulation: int = Field(1, ge=1)
     """Packed batches per optimiser step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "muon"] = "adamw"
+    """`adamw_8bit` and `paged_adamw` need CUDA; `muon` takes the matrices, AdamW the rest."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate."""
+    muon_learning_rate: float = Field(2e-2, gt=0)
+    """Peak learning rate of the matrices under `muon`; it follows the same schedule."""
     schedule: Literal["constant", "wsd", "cosine"] = "constant"
     """Shape after warm-up; it depends on configuration and step only."""
     warmup_steps: int = Field(50, ge=0)
@@ -86,6 +125,12 @@ class TrainingConfig(Section):
     """Dropout and initialisation."""
     threads: int = Field(0, ge=0)
     """CPU threads for torch; 0 takes the cores. Part of exactness on a CPU."""
+    deterministic: bool = False
+    """On CUDA, only kernels that give the same bits every time; a CPU's always do."""
+    spike_factor: float = Field(5.0, ge=0)
+    """A batch whose loss is this many times the recent mean is taken back and skipped; 0 for never."""
+    hang_s: float = Field(1800.0, ge=0)
+    """Seconds without a finished step after which the worker writes its stacks to the log and restarts; 0 for never."""
 
 
 class ObjectivesConfig(Section):
@@ -173,6 +218,8 @@ class StoreConfig(Section):
 class Config(Section):
     model: ModelConfig = ModelConfig()
     """The base model."""
+    adapter: AdapterConfig = AdapterConfig()
+    """Adapters, for the methods `lora` and `qlora`."""
     data: DataConfig = DataConfig()
     """From lines to batches."""
     training: TrainingConfig = TrainingConfig()

@@ -17,7 +17,7 @@ from stokehold.core.records import Checkpoint, JobState, Rejection, Step
 from stokehold.data.batches import Batch, Batches, Cursor
 from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.home import Home
-from stokehold.training.state import Lineage, Progress, write_state
+from stokehold.training.state import Lineage, Progress, take_snapshot, write_snapshot
 from stokehold.training.step import StepResult, optimiser_step
 
 ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving"}
@@ -181,7 +181,8 @@ def save(home: Home, lineage: Lineage, hooks: Hooks) -> Checkpoint:
         hooks.state("checkpoint", lineage.step)
         datasets = sorted({progress.dataset for progress in lineage.runs.values()})
         facts = {"parent": lineage.parent, "branch": lineage.branch, "datasets": datasets}
-        lineage.saved = publish_checkpoint(home, lineage.step, lambda folder: write_state(lineage, folder), facts)
+        snapshot = take_snapshot(lineage)
+        lineage.saved = publish_checkpoint(home, lineage.step, lambda folder: write_snapshot(snapshot, folder), facts)
         lineage.parent = Path(lineage.saved.path).name
         hooks.saved()
     return lineage.saved

@@ -88,6 +88,8 @@ class Lineage:
 
 def open_lineage(folder: Path, config: Config) -> Lineage:
     """The lineage at a checkpoint, or a fresh one where `folder` is a base model (no trainer.json)."""
+    if (folder / STATE).is_file():
+        check_locked(folder, config)
     torch.manual_seed(config.training.seed)
     model = load_model(folder, config.model.dtype, config.devices.trainer)
     model.train()
@@ -106,12 +108,23 @@ def check_locked(folder: Path, config: Config) -> None:
             raise ConfigError("a key may not change once training has begun", f"{key} = {now!r}", fix)
 
 
-def write_state(lineage: Lineage, folder: Path) -> None:
-    """Writes everything but the manifest into the empty `folder`."""
-    lineage.model.save_pretrained(folder)
-    for name, content in lineage.tokenizer_files.items():
-        (folder / name).write_bytes(content)
-    save_file(_optimizer_tensors(lineage), folder / "optimizer.safetensors")
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a checkpoint holds, copied to host memory: the model may train on while it is written.
+
+    Costs the bytes of weights and moments once more in host memory, and the time to copy them.
+    """
+
+    model: PreTrainedModel
+    """Read for its config only, never for its weights."""
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+    files: Mapping[str, bytes]
+    facts: Mapping[str, Any]
+
+
+def take_snapshot(lineage: Lineage) -> Snapshot:
+    """The state of the lineage as it is now; tensors that share memory (tied heads) share it in the copy too."""
     facts = {
         "format": FORMAT,
         "step": lineage.step,
@@ -124,7 +137,30 @@ def write_state(lineage: Lineage, folder: Path) -> None:
         "runs": {run: progress.to_json() for run, progress in lineage.runs.items()},
         **_arithmetic(lineage),
     }
-    (folder / STATE).write_text(json.dumps(facts, indent=1))
+    moments = _optimizer_tensors(lineage)
+    return Snapshot(
+        lineage.model, _copied(lineage.model.state_dict()), _copied(moments), lineage.tokenizer_files, facts
+    )
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
+    """Writes everything but the manifest into the empty `folder`. Any thread may."""
+    snapshot.model.save_pretrained(folder, state_dict=dict(snapshot.weights))
+    for name, content in snapshot.files.items():
+        (folder / name).write_bytes(content)
+    save_file(dict(snapshot.optimizer), folder / "optimizer.safetensors")
+    (folder / STATE).write_text(json.dumps(snapshot.facts, indent=1))
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    seen: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    copies = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in seen:
+            seen[key] = tensor.detach().to("cpu", copy=True).contiguous()
+        copies[name] = seen[key]
+    return copies
 
 
 def _locked(config: Config) -> dict[str, Any]:
@@ -141,7 +177,6 @@ def _restore(lineage: Lineage, folder: Path) -> None:
     facts = json.loads((folder / STATE).read_text())
     if facts["format"] != FORMAT:
         raise IntegrityError(f"checkpoint format {facts['format']}", str(folder), f"this build reads format {FORMAT}")
-    check_locked(folder, lineage.config)
     now = _arithmetic(lineage)
     lineage.differences = tuple(f"{key} {facts[key]} -> {now[key]}" for key in now if facts[key] != now[key])
     lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name
@@ -160,7 +195,7 @@ def _restore(lineage: Lineage, folder: Path) -> None:
 def _optimizer_tensors(lineage: Lineage) -> dict[str, torch.Tensor]:
     named = lineage.model.named_parameters()
     return {
-        f"{name}.{key}": tensor.contiguous()
+        f"{name}.{key}": tensor
         for name, parameter in named
         for key, tensor in lineage.optimizer.state.get(parameter, {}).items()
     }
