@@ -33,6 +33,7 @@ class World:
     verdicts: dict[int, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     judged: list[int] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     published: int = 0
 
     def open(self) -> Lineage:
@@ -51,6 +52,7 @@ class World:
             saved=self._saved,
             evaluate=self._evaluate,
             sample=lambda *_: None,
+            note=lambda *told: self.notes.append(told),
         )
         return run_job(self.home, lineage, Work("job", "run", "data", self.rows, self.count, until), hooks)
 
@@ -61,7 +63,7 @@ class World:
     def _journal(self, step: Step, _progress: Progress) -> None:
         self.steps.append(step)
 
-    def _saved(self) -> None:
+    def _saved(self, *_: object) -> None:
         self.published += 1
 
     def _evaluate(self, lineage: Lineage, _checkpoint: Checkpoint) -> str | None:

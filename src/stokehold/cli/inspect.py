@@ -17,7 +17,7 @@ from stokehold.cli.output import console, emit, table
 from stokehold.core.errors import NotFoundError, StokeholdError
 from stokehold.core.records import Dataset, JobState
 from stokehold.data.tokenizer import load_tokenizer
-from stokehold.store import checkpoints, datasets, job_rows, journal, suites, versions
+from stokehold.store import checkpoints, datasets, job_rows, journal, skips, suites, versions
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
@@ -81,10 +81,11 @@ def doctor(
 
 @dataclass(frozen=True)
 class Account:
-    """One file's rows: accepted = held out + trained + unusable + pending, in the weights of the newest checkpoint.
+    """One file's rows in the newest checkpoint's weights: accepted = held out + trained + unusable + skipped + pending.
 
-    `trained` rows have had every epoch; `unusable` ones were refused when they were tokenised; `rejected` lines were
-    never accepted. `balanced` is false where the journal and the checkpoint do not tell the same.
+    `trained` rows have had every epoch; `unusable` ones were refused when they were tokenised; `skipped` ones were in
+    batches that spoilt a step; `rejected` lines were never accepted. `balanced` is false where the journal and the
+    checkpoint do not tell the same.
     """
 
     file: str
@@ -93,6 +94,7 @@ class Account:
     held_out: int
     trained: int
     unusable: int
+    skipped: int
     pending: int
     rejected: int
     balanced: bool
@@ -111,14 +113,19 @@ def account(home: Home, db: Database, checkpoint: Path | None) -> list[Account]:
     found = []
     for dataset in datasets.list_datasets(home):
         runs = [run for run in state["runs"].values() if run["dataset"] == dataset.id]
-        found.append(_account(dataset, epochs, runs, journalled[dataset.id], dataset.id in over))
+        passed = skips.rows(db, [name for name, run in state["runs"].items() if run["dataset"] == dataset.id])
+        found.append(_account(dataset, epochs, runs, journalled[dataset.id], dataset.id in over, len(passed)))
     return found
 
 
-def _account(dataset: Dataset, epochs: int, runs: list[dict[str, Any]], journalled: int, over: bool) -> Account:
+def _account(
+    dataset: Dataset, epochs: int, runs: list[dict[str, Any]], journalled: int, over: bool, skipped: int
+) -> Account:
     unusable = max((len(run["unusable"]) for run in runs), default=0)
     usable = dataset.accepted - dataset.held_out - unusable
-    trained = max((_finished(run["examples"], usable, epochs, over) for run in runs), default=0)
+    consumed = [run["examples"] + run.get("skipped", 0) for run in runs]
+    trained = max((_finished(examples, usable, epochs, over) for examples in consumed), default=0)
+    trained = max(0, trained - skipped)
     return Account(
         file=dataset.file,
         dataset=dataset.id,
@@ -126,9 +133,10 @@ def _account(dataset: Dataset, epochs: int, runs: list[dict[str, Any]], journall
         held_out=dataset.held_out,
         trained=trained,
         unusable=unusable,
-        pending=usable - trained,
+        skipped=skipped,
+        pending=usable - trained - skipped,
         rejected=dataset.rejected,
-        balanced=0 <= trained <= usable and journalled == sum(run["examples"] for run in runs),
+        balanced=0 <= trained <= usable - skipped and journalled == sum(run["examples"] for run in runs),
     )
 
 

@@ -39,6 +39,10 @@ class IntegrityError(StokeholdError):
     """Bytes on disk are not what their manifest says."""
 
 
+class DiskFullError(StokeholdError):
+    """There is no room for what had to be written; nothing was changed, and it may be tried again."""
+
+
 class BusyError(StokeholdError):
     """Another process holds what was asked for."""
 
@@ -48,4 +52,4 @@ class NotFoundError(StokeholdError):
 
 
 class DivergenceError(StokeholdError):
-    """Training produced NaN or infinity; the weights of that step are never saved."""
+    """A batch gave NaN, infinity or a sudden loss; no weight was changed by it."""

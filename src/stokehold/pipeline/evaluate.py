@@ -18,6 +18,7 @@ from stokehold.inference.engine import Engine
 from stokehold.pipeline.suites import Suite
 from stokehold.store import evaluations
 from stokehold.store.database import Database
+from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now
 from stokehold.store.home import Home
 
@@ -64,6 +65,7 @@ def evaluate_weights(
         result, scores = judge_suite(suite.name, suite.samples, completions)
         results[suite.name] = result
         lines += [_line(suite.name, *item) for item in zip(suite.samples, completions, scores, strict=True)]
+    reach("evaluation.judged")
     evaluation = Evaluation(
         id=identity,
         ref=ref,

@@ -21,6 +21,7 @@ from stokehold.evaluation.promotion import Action, Decision, decide
 from stokehold.evaluation.verdict import ItemReading, compare
 from stokehold.store import checkpoints, evaluations, events, job_rows, journal, versions
 from stokehold.store.database import Database
+from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
 
@@ -64,7 +65,9 @@ def promote(home: Home, db: Database, config: Config, evaluation: Evaluation) ->
     version = None
     if decision.action is Action.PROMOTE:
         version = made or _make_version(home, db, config, evaluation, decision)
+        reach("promotion.version")
         versions.set_alias(home, db, versions.CHAMPION, version.name)
+        reach("promotion.alias")
         if against_champion is None or against_champion.verdict is Verdict.BETTER:
             versions.set_alias(home, db, BEST, version.name)
     verdict = against_champion.verdict if against_champion else None

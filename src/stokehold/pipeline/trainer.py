@@ -4,9 +4,11 @@ Everything here runs on the thread that owns the device. The model stays in memo
 from disk when the newest checkpoint is not the one it was left at (a failure, a going back, another process).
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,14 +18,16 @@ import orjson
 import torch
 
 from stokehold.core.config import Config
-from stokehold.core.errors import IntegrityError
+from stokehold.core.errors import DiskFullError, IntegrityError
 from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step, Version
 from stokehold.data.batches import Cursor
 from stokehold.data.formats import from_row
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.evaluation.scorers import score
 from stokehold.inference.engine import Engine
+from stokehold.pipeline import watchdog
 from stokehold.pipeline.device import Leaving
+from stokehold.pipeline.divergence import pass_over
 from stokehold.pipeline.evaluate import evaluate_weights
 from stokehold.pipeline.promote import (
     BEST,
@@ -36,16 +40,18 @@ from stokehold.pipeline.promote import (
     same_engine,
 )
 from stokehold.pipeline.suites import Suite, open_suites
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, trash, versions
+from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, skips, trash, versions
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
 from stokehold.store.files import utc_now, verify, write_atomic
 from stokehold.store.home import Home
 from stokehold.telemetry.session import Recorder
+from stokehold.training.guards import BadBatch
 from stokehold.training.loop import Hooks, Outcome, Work, run_job
 from stokehold.training.model import load_model
-from stokehold.training.state import Lineage, Progress, check_locked, open_lineage
+from stokehold.training.state import Lineage, Progress, Snapshot, check_locked, open_lineage
 
+LOG = logging.getLogger(__name__)
 STATUS_EVERY_S = 0.5
 SAMPLE_ROWS = 64
 """Rows of a file that in-training samples are taken from."""
@@ -67,11 +73,15 @@ class Trainer:
     _told: float = 0.0
     _progress_told: float = 0.0
     _rows: int = 1
+    _replayed_until: int = 0
     _epoch: float | None = None
     _samples: list[Sample] = field(default_factory=list)
 
-    def ready(self) -> Lineage:
-        """The lineage at the newest checkpoint that verifies, or at the base model before there is any."""
+    def ready(self, anew: bool = False) -> Lineage:
+        """The lineage at the newest checkpoint that verifies, or at the base model before there is any.
+
+        `anew` begins a branch there: what was journalled after it will not be repeated as it was.
+        """
         finish_going_back(self.home, self.db)
         found = checkpoints.latest(self.home, self.db)
         for passed in found.passed_over:
@@ -85,7 +95,11 @@ class Trainer:
                 events.record(self.db, "resumed", f"{newest.name}: not bit-comparable: {different}")
         if self.lineage.step < journal.spans(self.db)[0].after:
             journal.new_branch(self.db, self.lineage.step, "the checkpoint returned to cannot be used any more")
+        elif anew:
+            journal.new_branch(self.db, self.lineage.step, "a batch spoilt a step after it")
         self.lineage.branch = journal.current_branch(self.db)
+        last = journal.last_step(self.db)
+        self._replayed_until = last.step if last else 0
         return self.lineage
 
     def check(self) -> None:
@@ -113,20 +127,33 @@ class Trainer:
             with Recorder(session, self.config.telemetry, self.config.model.base, self.config.model.method) as recorder:
                 self.recorder = recorder
                 work = Work(job, run, dataset, folder / "rows.jsonl", count, until_step)
-                outcome = run_job(self.home, lineage, work, self.hooks())
+                outcome = self._run(lineage, work)
+                lineage = self.lineage or lineage
                 if unusable := outcome.progress.unusable:
                     text = f"{record.file}: {len(unusable)} rows could not be trained, first line {unusable[0]}"
                     events.record(self.db, "unusable_rows", text, dataset=dataset)
                 ended = outcome.state is JobState.COMPLETED or outcome.reason == "stopped"
                 if ended and (why := self.evaluate_live(lineage, outcome.checkpoint)):
                     outcome = replace(outcome, state=JobState.PARTIAL, reason=why)
-        except BaseException:
+        except BaseException as error:
             self.lineage = None  # its weights may be anything; the next job opens the last checkpoint
+            if isinstance(error, DiskFullError) and self.leaving():
+                raise Leaving from error
             raise
         finally:
             self.recorder = self.job = self.file = self._epoch = None
             self.tell("idle", None)
         return outcome
+
+    def _run(self, lineage: Lineage, work: Work) -> Outcome:
+        """Runs the loop; a batch that spoils a step is passed over from the newest checkpoint on, in a new branch."""
+        while True:
+            try:
+                return run_job(self.home, lineage, replace(work, skips=skips.keys(self.db, work.run)), self.hooks())
+            except BadBatch as bad:
+                pass_over(self.db, work.run, lineage.branch, bad)
+                self.lineage = None  # from disk again: memory may be what is wrong
+            lineage = self.ready(anew=True)
 
     def evaluate_live(self, lineage: Lineage, checkpoint: Checkpoint) -> str | None:
         """Judges the live weights and lets the verdict decide; returns why the job must end, None to go on."""
@@ -180,9 +207,10 @@ class Trainer:
             journal=self._journal,
             energy_j=lambda: self.recorder.energy_j() if self.recorder else None,
             state=self.tell,
-            saved=self._make_room,
+            saved=self._saved,
             evaluate=self.evaluate_live,
             sample=self._sample,
+            note=lambda kind, text: self._record(kind, text),
         )
 
     def tell(self, state: str, step: int | None) -> None:
@@ -192,6 +220,10 @@ class Trainer:
             self.recorder.mark(WORKLOAD.get(state), step)
         if state == self.state and now - self._told < STATUS_EVERY_S:
             return
+        if state == "disk_full" != self.state:
+            self._record("disk_full", f"step {step}: no space left; training waits until there is room")
+        if self.state == "disk_full" != state:
+            self._record("disk_room", f"step {step}: there is room again")
         self.state, self._told = state, now
         facts: dict[str, Any] = {
             "pid": os.getpid(),
@@ -207,7 +239,21 @@ class Trainer:
             "telemetry": self.recorder.latest() if self.recorder else {},
             "updated": utc_now(),
         }
-        write_atomic(self.home.status / "trainer.json", orjson.dumps(facts))
+        self._write_status(facts)
+        watchdog.expect(self.config.training.hang_s if state in WATCHED else 0.0)
+
+    def _write_status(self, facts: dict[str, Any]) -> None:
+        try:
+            write_atomic(self.home.status / "trainer.json", orjson.dumps(facts))
+        except DiskFullError:
+            if self.state != "disk_full":  # a status nobody can write is no reason to stop training
+                self._record("disk_full", "no room for the status file")
+
+    def _record(self, kind: str, text: str) -> None:
+        """An event, on the disk if there is room and in the log in any case."""
+        LOG.warning("%s: %s", kind, text)
+        with suppress(DiskFullError):  # it is in the log
+            events.record(self.db, kind, text)
 
     def _judge(self, lineage: Lineage, checkpoint: Checkpoint, suites: list[Suite]) -> Evaluation:
         self.tell("eval", lineage.step)
@@ -262,7 +308,7 @@ class Trainer:
         if {step.job for step in journal.steps(self.db, since=lineage.step)} - {job}:
             lineage.branch = journal.new_branch(self.db, lineage.step, "the steps after it were never saved")
 
-    def _make_room(self) -> None:
+    def _saved(self, _snapshot: Snapshot, _checkpoint: Checkpoint) -> None:
         checkpoints.prune(self.home, self._steps_in_use(), self.config.store.keep_checkpoints)
         trash.empty(self.home)
 
@@ -273,6 +319,8 @@ class Trainer:
         return None if command == "resume" else command
 
     def _journal(self, step: Step, progress: Progress) -> None:
+        if step.step <= self._replayed_until:
+            self._compare(step)
         journal.append(self.db, step)
         if self.recorder:
             self.recorder.count(step.tokens)
@@ -281,6 +329,16 @@ class Trainer:
             self._progress_told = now
             self._epoch = (progress.examples + len(progress.unusable)) / self._rows * self.config.training.epochs
             job_rows.set_progress(self.db, step.job, self._epoch / self.config.training.epochs)
+
+    def _compare(self, step: Step) -> None:
+        """A step repeated after a kill must be the one that was journalled; tells the first time that it is not."""
+        before = journal.find_step(self.db, step.branch, step.step)
+        if before is None or (before.fingerprint, before.loss, before.grad_norm) == _bits(step):
+            return
+        self._replayed_until = 0
+        different = self.lineage.differences if self.lineage else ()
+        why = f"not bit-comparable: {', '.join(different)}" if different else NOT_DETERMINISTIC
+        self._record("replay_differs", f"step {step.step}: loss {step.loss!r} instead of {before.loss!r}: {why}")
 
     def _sample(self, lineage: Lineage, step: int) -> None:
         """Asks the model one of the rows it is trained on, and keeps what it said."""
@@ -300,8 +358,24 @@ class Trainer:
         return {v.step for v in versions.list_versions(self.home) if v.name in names and v.step is not None}
 
 
-WORKLOAD = {"training_step": "training_step", "checkpoint": "checkpoint", "eval": "eval", "paused": "idle"}
-SHOWN = {"training_step": "training", "checkpoint": "training", "eval": "evaluating"}
+WORKLOAD = {
+    "training_step": "training_step",
+    "checkpoint": "checkpoint",
+    "eval": "eval",
+    "paused": "idle",
+    "disk_full": "idle",
+}
+SHOWN = {"training_step": "training", "checkpoint": "training", "eval": "evaluating", "disk_full": "paused"}
+
+
+WATCHED = ("training_step", "checkpoint", "eval")
+"""States in which something must happen within `training.hang_s`."""
+
+NOT_DETERMINISTIC = "this hardware or kernel is not deterministic"
+
+
+def _bits(step: Step) -> tuple[str, float, float]:
+    return step.fingerprint, step.loss, step.grad_norm
 
 
 def _first_rows(path: Path) -> list[Sample]:

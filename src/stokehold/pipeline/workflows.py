@@ -5,13 +5,16 @@ its successor under an id derived from its own. None waits for another. An excep
 fails the job with its class, message and traceback, and everything else goes on.
 """
 
+import logging
+import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stokehold.core.errors import InputError
+from stokehold.core.errors import DiskFullError, DivergenceError, InputError
 from stokehold.core.records import Job, JobState, Priority
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.pipeline.device import DeviceQueue
@@ -20,7 +23,8 @@ from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.trainer import Trainer
 from stokehold.store import control, evaluations, events, job_rows, journal, versions
-from stokehold.store.files import hash_file
+from stokehold.store.failpoints import reach
+from stokehold.store.files import hash_file, is_full
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient, workflow
 
@@ -35,7 +39,10 @@ class Workshop:
     trainer: Trainer
 
 
+LOG = logging.getLogger(__name__)
 TRACE_CHARS = 8000
+ROOM_POLL_S = 5.0
+"""Seconds between two looks at a full disk; each may write a part of what did not fit."""
 
 Stage = Callable[[Workshop, Mapping[str, Any]], JobState]
 
@@ -62,10 +69,21 @@ def run_stage(workshop: Workshop, stage: Stage, payload: Mapping[str, Any]) -> J
         try:
             state = stage(workshop, payload)
         except Exception as error:  # noqa: BLE001 - stored with its traceback, retried, at last failed: never swallowed
+            if is_full(error):
+                wait_for_room(workshop, job_id, error)
+                continue
             job = record_failure(workshop, job_id, error)
         else:
             return settle(workshop, job_id, state)
     return job.state
+
+
+def wait_for_room(workshop: Workshop, job_id: str, error: Exception) -> None:
+    """A full disk is no attempt: the stage is begun again, and again, until there is room. Told where it can be."""
+    LOG.warning("%s: %s; trying again every %s s", job_id, error, ROOM_POLL_S)
+    with suppress(DiskFullError):  # it is in the log
+        events.record(workshop.jobs.db, "disk_full", f"{job_id}: {error}; it goes on when there is room", job=job_id)
+    time.sleep(ROOM_POLL_S)
 
 
 def settle(workshop: Workshop, job_id: str, state: JobState, reason: str | None = None) -> JobState:
@@ -75,12 +93,13 @@ def settle(workshop: Workshop, job_id: str, state: JobState, reason: str | None 
 
 
 def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Job:
-    """Stores the exception; bad input fails at once, since a second look at the same bytes finds the same."""
+    """Stores the exception; bad input and divergence fail at once, since the same bytes would do the same again."""
     db, kind = workshop.jobs.db, type(error).__name__
-    text = str(error) if isinstance(error, InputError) else f"{kind}: {error}"
+    hopeless = isinstance(error, InputError | DivergenceError)
+    text = str(error) if hopeless else f"{kind}: {error}"
     trace = "".join(traceback.format_exception(error))[-TRACE_CHARS:]
     events.record(db, "job_failed", f"{job_id}: {text}", job=job_id, error=kind, traceback=trace)
-    if isinstance(error, InputError):
+    if hopeless:
         return job_rows.set_state(db, job_id, JobState.FAILED, text)
     return job_rows.record_exception(db, job_id, text, *_place(workshop))
 
@@ -115,6 +134,7 @@ def train(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
             "evaluate",
             {"file": payload["file"], "step": made.step, "weights": made.weights_hash},
         )
+    reach("train.ended")
     settle(workshop, job, outcome.state, None if outcome.state is JobState.COMPLETED else outcome.reason)
     # Last, so that a kill before it asks again; and whatever the end was, for the request was meant for this file.
     control.done(db, "stop")

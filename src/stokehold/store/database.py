@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from stokehold.core.errors import StokeholdError
+from stokehold.core.errors import DiskFullError, StokeholdError
 from stokehold.store.home import Home
 from stokehold.store.migrations import migrate
 
@@ -29,20 +29,31 @@ NETWORK_TYPES = re.compile(
 
 MOUNTS = Path("/proc/mounts")
 
+FULL = re.compile(r"database or disk is full|No space left on device", re.IGNORECASE)
+"""How SQLite and PostgreSQL say it."""
+
 
 class Database:
     """An open database with current tables. One per process; threads may share it, forked children may not."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url, self.place = url, sa.make_url(url).render_as_string(hide_password=True)
         self.engine = _engine(url)
         self._writer = self.engine.execution_options(stokehold_write=True)
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One write transaction: committed at the end of the block, undone by an exception."""
-        with self._writer.begin() as connection:
-            yield connection
+        """One write transaction: committed at the end of the block, undone by an exception.
+
+        Raises DiskFullError where there is no room for it.
+        """
+        try:
+            with self._writer.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            if FULL.search(str(error.orig)):
+                raise DiskFullError("no space left for the database", self.place, "make room") from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -62,7 +73,7 @@ def connect(target: Home | str) -> Database:
     """
     database = Database(target if isinstance(target, str) else database_url(target))
     with database.write() as connection:
-        migrate(connection, sa.make_url(database.url).render_as_string(hide_password=True))
+        migrate(connection, database.place)
     return database
 
 

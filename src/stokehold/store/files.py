@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,8 @@ from uuid import uuid4
 import orjson
 from blake3 import blake3
 
-from stokehold.core.errors import IntegrityError, StokeholdError
+from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
+from stokehold.store.failpoints import reach
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -32,6 +34,7 @@ HASH_HEX_CHARS = 64
 RENAME_EXCHANGE = 2
 """Flag of Linux's renameat2: two names change places in one step."""
 AT_FDCWD = -100
+FULL_WORDS = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
 FRESH_S = 60.0
 """A staging file this young is left to its writer, who may be between creating and locking it."""
 
@@ -91,8 +94,10 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             stream.flush()
             os.fsync(stream.fileno())
             stage.rename(path)
-    except BaseException:
+    except BaseException as error:
         stage.unlink(missing_ok=True)
+        if is_full(error):
+            raise disk_full(path) from error
         raise
     sync(path.parent)
 
@@ -108,26 +113,45 @@ def publish(
 
     `manifest` needs a `kind`; format, files and `created` are added. `known` maps paths inside the folder to hashes
     that are not worth reading again. Where the folder exists already: with `replaced` the old one moves there in the
-    same step, without it that is an error. Raises `StokeholdError` when the disk refuses; then nothing has changed.
+    same step, without it that is an error. Raises `DiskFullError` when there is no room and `StokeholdError` when the
+    disk refuses otherwise; then nothing has changed.
     """
     if folder.exists() and replaced is None:
         raise StokeholdError("already published", str(folder), "published folders never change; use another name")
     try:
         with staging(folder) as stage:
             write(stage)
+            reach("publish.written")
             whole = {"format": FORMAT, "created": utc_now(), **manifest, "files": _entries(stage, known or {})}
             with (stage / MANIFEST).open("xb") as stream:
                 stream.write(orjson.dumps(whole, option=orjson.OPT_INDENT_2))
                 stream.flush()
                 os.fsync(stream.fileno())
             sync(stage)
+            reach("publish.manifest")
             _move_in(stage, folder, replaced)
+            reach("publish.renamed")
             sync(folder.parent)
-    except OSError as error:
+    except Exception as error:
+        if is_full(error):
+            raise disk_full(folder) from error
+        if not isinstance(error, OSError):
+            raise
         raise StokeholdError(
             f"could not write: {error.strerror or error}", str(folder), "nothing was changed; make room and try again"
         ) from error
     return whole
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that the file system, or the quota on it, has no room left; safetensors says it in words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, DiskFullError) or FULL_WORDS.search(str(error)) is not None
+
+
+def disk_full(where: Path | str) -> DiskFullError:
+    return DiskFullError("no space left on the disk", str(where), "make room; nothing was changed")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

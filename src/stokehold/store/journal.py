@@ -2,10 +2,11 @@
 
 A row is keyed by (branch, step): a step repeated after a kill overwrites itself, a step after going back stands
 beside the one it replaced. The lineage of a branch is its own rows and, up to where it began, those of its parent.
+A lineage is read span by span: their steps follow one another, and each is one range of the key, however long the run.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import sqlalchemy as sa
 
@@ -63,28 +64,54 @@ def steps(
 
     `limit` keeps the first so many; `every` = n keeps steps whose number divides by n (for drawing a long run).
     """
+    found: list[Step] = []
     with db.read() as connection:
-        chosen = _of_lineage(connection) if branch is None else COLUMNS.branch == branch
-        query = sa.select(tables.journal).where(chosen).order_by(COLUMNS.step).limit(limit)
-        if since is not None:
-            query = query.where(COLUMNS.step > since)
-        if every > 1:
-            query = query.where(COLUMNS.step % every == 0)
-        return [_step(row) for row in connection.execute(query)]
+        ranges = lineage(connection)[::-1] if branch is None else [Span(branch, -1, None)]
+        for span in _above(ranges, since):
+            left = None if limit is None else limit - len(found)
+            query = sa.select(tables.journal).where(_inside(span)).order_by(COLUMNS.step).limit(left)
+            if every > 1:
+                query = query.where(COLUMNS.step % every == 0)
+            found += map(_step, connection.execute(query))
+    return found
 
 
 def job_steps(db: Database, job_id: str) -> list[Step]:
     """Every step of one job in the present lineage, in order."""
+    found: list[Step] = []
     with db.read() as connection:
-        chosen = sa.or_(*(_inside(span) for span in lineage(connection)))
-        query = sa.select(tables.journal).where(chosen, COLUMNS.job == job_id).order_by(COLUMNS.step)
-        return [_step(row) for row in connection.execute(query)]
+        for span in reversed(lineage(connection)):
+            query = sa.select(tables.journal).where(COLUMNS.job == job_id, _inside(span)).order_by(COLUMNS.step)
+            found += map(_step, connection.execute(query))
+    return found
+
+
+def first_step(db: Database, job_id: str) -> int | None:
+    """The number of a job's first step in the present lineage."""
+    with db.read() as connection:
+        for span in reversed(lineage(connection)):
+            query = sa.select(sa.func.min(COLUMNS.step)).where(COLUMNS.job == job_id, _inside(span))
+            found: int | None = connection.execute(query).scalar()
+            if found is not None:
+                return found
+    return None
 
 
 def last_step(db: Database) -> Step | None:
     """The newest step of the present lineage."""
     with db.read() as connection:
-        query = sa.select(tables.journal).where(_of_lineage(connection)).order_by(COLUMNS.step.desc()).limit(1)
+        for span in lineage(connection):
+            query = sa.select(tables.journal).where(_inside(span)).order_by(COLUMNS.step.desc()).limit(1)
+            row = connection.execute(query).one_or_none()
+            if row is not None:
+                return _step(row)
+    return None
+
+
+def find_step(db: Database, branch: int, step: int) -> Step | None:
+    """The row of exactly this step of this branch."""
+    with db.read() as connection:
+        query = sa.select(tables.journal).where(COLUMNS.branch == branch, COLUMNS.step == step)
         row = connection.execute(query).one_or_none()
         return None if row is None else _step(row)
 
@@ -162,8 +189,12 @@ def _spans(branches: Sequence[tuple[int, int]]) -> list[Span]:
     return found
 
 
-def _of_lineage(connection: sa.Connection) -> sa.ColumnElement[bool]:
-    return sa.or_(*(_inside(span) for span in lineage(connection)))
+def _above(ranges: Sequence[Span], since: int | None) -> list[Span]:
+    """The parts of `ranges` above `since`. SQLite seeks to one lower bound only, so each part has just one."""
+    if since is None:
+        return list(ranges)
+    higher = (replace(span, after=max(span.after, since)) for span in ranges)
+    return [span for span in higher if span.until is None or span.after < span.until]
 
 
 def _inside(span: Span) -> sa.ColumnElement[bool]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store.tables import metadata, schema_version
+from stokehold.store.tables import journal_job, metadata, samples_matched, schema_version, skipped
 
 Migration = Callable[[sa.Connection], None]
 
@@ -17,7 +17,18 @@ def _first(connection: sa.Connection) -> None:
     metadata.create_all(connection)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first,)
+def _second(connection: sa.Connection) -> None:
+    """Indexes for what the status asks at every look; a fresh database has them from `_first`."""
+    for index in (journal_job, samples_matched):
+        index.create(connection, checkfirst=True)
+
+
+def _third(connection: sa.Connection) -> None:
+    """Batches that are passed over."""
+    skipped.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third)
 """In order; the schema's version is how many of them were applied."""
 
 

@@ -74,6 +74,23 @@ journal = sa.Table(
     sa.Column("token_entropy", sa.Float),
 )
 
+journal_job = sa.Index("journal_job", journal.c.job, journal.c.branch, journal.c.step)
+"""Where a file began, without reading the rest of a long run."""
+
+skipped = sa.Table(
+    "skipped",
+    metadata,
+    sa.Column("run", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    sa.Column("branch", sa.Integer, nullable=False),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.JSON, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""Groups of batches that spoilt a step and are passed over by their run; `step` is the one it would have been."""
+
 samples = sa.Table(
     "samples",
     metadata,
@@ -87,6 +104,9 @@ samples = sa.Table(
     sa.Column("created", sa.Text, nullable=False),
 )
 """In-training samples: what the model answered to a row it is trained on."""
+
+samples_matched = sa.Index("samples_matched", samples.c.matched)
+"""Counts the samples that matched without reading their texts."""
 
 evaluations = sa.Table(
     "evaluations",

@@ -7,18 +7,23 @@ exception leaves none: the weights on disk are those of the last checkpoint.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from stokehold.core.errors import InputError, IntegrityError
-from stokehold.core.records import Checkpoint, JobState, Rejection, Step
+from stokehold.core.errors import DiskFullError
+from stokehold.core.records import Checkpoint, JobState, Step
 from stokehold.data.batches import Batch, Batches, Cursor
-from stokehold.store.checkpoints import publish_checkpoint
+from stokehold.store.failpoints import reach
 from stokehold.store.home import Home
-from stokehold.training.state import Lineage, Progress, take_snapshot, write_snapshot
-from stokehold.training.step import StepResult, optimiser_step
+from stokehold.training.guards import ceiling, group_key, guarded_step
+from stokehold.training.progress import completed, passed_over, trained
+from stokehold.training.state import Lineage, Progress, Snapshot
+from stokehold.training.step import StepResult
+from stokehold.training.writer import ROOM_POLL_S, CheckpointWriter
 
 ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving"}
 """Commands that end a job early, and the reason it then gives."""
@@ -26,12 +31,15 @@ ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving"}
 PAUSE_POLL_S = 0.1
 """How soon a paused run notices `resume`; reading the control row costs about 0.1 ms."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Work:
     """One job to train: its dataset's `count` rows, and where to stop (`until_step` is absolute, None for the end).
 
-    `run` names the cursor: a file that was skipped and comes back under another job goes on where it was.
+    `run` names the cursor: a file that was skipped and comes back under another job goes on where it was. `skips` are
+    the keys of batch groups that spoilt a step before and are passed over.
     """
 
     job: str
@@ -40,6 +48,7 @@ class Work:
     rows: Path
     count: int
     until_step: int | None = None
+    skips: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,14 @@ class Hooks:
     energy_j: Callable[[], float | None]
     """Joules since the session began, None without a power sensor."""
     state: Callable[[str, int], None]
-    """Tells telemetry and the status what the process is doing: training_step, checkpoint, eval, paused."""
-    saved: Callable[[], None]
-    """A checkpoint was published: older ones may go."""
+    """Tells telemetry and the status what the process is doing: training_step, checkpoint, eval, paused, disk_full."""
+    saved: Callable[[Snapshot, Checkpoint], None]
+    """A checkpoint was published: older ones may go. Called on the writer's thread."""
     evaluate: Callable[[Lineage, Checkpoint], str | None]
     """Judges the weights; returns why the job must end here, None to go on."""
     sample: Callable[[Lineage, int], None]
+    note: Callable[[str, str], None]
+    """An event for people: its kind and a sentence."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +83,33 @@ class Outcome:
 
 
 def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
-    """Trains `work` from its cursor to its end, or to where it is told to stop."""
+    """Trains `work` from its cursor to its end, or to where it is told to stop.
+
+    Raises BadBatch, with no weight changed, when a batch must be passed over: go back to the newest checkpoint, add its
+    key to `skips`, and call again.
+    """
     config = lineage.config.training
     progress = lineage.runs.setdefault(work.run, Progress(work.dataset, Cursor.start()))
     loss: float | None = None
     state = JobState.PARTIAL
+    noted = 0
 
-    with open_batches(lineage, work, progress) as batches:
+    with (
+        open_batches(lineage, work, progress) as batches,
+        CheckpointWriter(home, lineage, hooks.saved, lambda error: wait_for_room(hooks, lineage.step, error)) as writer,
+    ):
         groups = grouped(batches, config.accumulation)
         while True:
+            writer.collect()
             # First, so that the evaluation of a checkpoint is made up for when a kill came between the two.
-            if lineage.saved and lineage.step > 0 and due(lineage.step, config.eval_steps):
-                hooks.state("eval", lineage.step)
-                if reason := hooks.evaluate(lineage, lineage.saved):
+            if lineage.step > 0 and due(lineage.step, config.eval_steps):
+                hooks.state("checkpoint", lineage.step)
+                writer.wait()
+                if lineage.saved and (reason := judged(lineage, lineage.saved, hooks)):
                     break
             command = hooks.command()
             if command == "pause":
-                save(home, lineage, hooks)
+                writer.finish()
                 command = wait_while_paused(hooks, lineage.step)
             if command in ENDS:
                 reason = ENDS[command]
@@ -98,26 +119,35 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
                 break
             started, energy = time.perf_counter(), hooks.energy_j()
             group = next(groups, None)
+            progress, fresh = lineage.runs[work.run], batches.rejected[noted:]
+            noted += len(fresh)
             if group is None:
-                state, reason = JobState.COMPLETED, end_of_file(lineage, work, batches.rejected)
+                lineage.runs[work.run] = completed(progress, work.count, config.epochs, fresh, work.dataset)
+                state, reason = JobState.COMPLETED, f"trained {progress.examples} examples"
                 break
+            if group_key(group) in work.skips:
+                lineage.runs[work.run], lineage.saved = passed_over(progress, group, fresh), None
+                continue
 
             hooks.state("training_step", lineage.step + 1)
-            result = optimiser_step(lineage, group)
-            lineage.saved = None
-            progress = advance(lineage.runs[work.run], group, batches.rejected)
+            highest = ceiling(progress, config.spike_factor)
+            result = guarded_step(lineage, group, highest, lambda text: hooks.note("out_of_memory", text))
+            reach("step.updated")
+            lineage.saved, loss = None, result.loss
+            progress = trained(progress, group, fresh, loss)
             lineage.runs[work.run] = progress
             joules = spent(energy, hooks.energy_j())
-            seconds = time.perf_counter() - started
-            hooks.journal(journal_row(lineage, work, result, seconds, joules), progress)
-            loss = result.loss
+            row = journal_row(lineage, work, result, time.perf_counter() - started, joules)
+            with_room(hooks, row.step, partial(hooks.journal, row, progress))
+            reach("step.journalled")
 
             if lineage.step % config.checkpoint_steps == 0 or due(lineage.step, config.eval_steps):
-                save(home, lineage, hooks)
+                writer.begin()
             if due(lineage.step, config.sample_steps):
                 hooks.sample(lineage, lineage.step)
 
-    return Outcome(state, lineage.runs[work.run], save(home, lineage, hooks), loss, reason)
+        hooks.state("checkpoint", lineage.step)
+        return Outcome(state, lineage.runs[work.run], writer.finish(), loss, reason)
 
 
 def open_batches(lineage: Lineage, work: Work, progress: Progress) -> Batches:
@@ -142,50 +172,9 @@ def grouped(batches: Batches, size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def advance(progress: Progress, group: list[Batch], rejected: Iterable[Rejection]) -> Progress:
-    """Progress after a step on `group`."""
-    return replace(
-        progress,
-        cursor=group[-1].cursor,
-        examples=progress.examples + sum(batch.examples for batch in group),
-        tokens=progress.tokens + sum(len(batch.ids) for batch in group),
-        unusable=unusable_lines(progress, rejected),
-    )
-
-
-def unusable_lines(progress: Progress, rejected: Iterable[Rejection]) -> tuple[int, ...]:
-    return tuple(sorted({*progress.unusable, *(one.line for one in rejected)}))
-
-
-def end_of_file(lineage: Lineage, work: Work, rejected: Sequence[Rejection]) -> str:
-    """The reason of a job whose rows ran out. Completion is decided by examples consumed, never by having got here.
-
-    Raises InputError when nothing could be trained, IntegrityError when fewer rows were than the file has.
-    """
-    progress = lineage.runs[work.run]
-    progress = replace(progress, unusable=unusable_lines(progress, rejected))
-    lineage.runs[work.run] = progress
-    if progress.examples == 0:
-        why = f"line {rejected[0].line}: {rejected[0].reason}" if rejected else "it has no row to train"
-        raise InputError("no row of this file could be trained", f"dataset {work.dataset}", why)
-    wanted = lineage.config.training.epochs * (work.count - len(progress.unusable))
-    if progress.examples < wanted:
-        lost = f"{progress.examples} of {wanted} examples were trained"
-        raise IntegrityError("rows are missing", f"dataset {work.dataset}", f"{lost}; verify the dataset's rows.jsonl")
-    return f"trained {progress.examples} examples"
-
-
-def save(home: Home, lineage: Lineage, hooks: Hooks) -> Checkpoint:
-    """The checkpoint of these weights, published unless they are on disk already."""
-    if lineage.saved is None:
-        hooks.state("checkpoint", lineage.step)
-        datasets = sorted({progress.dataset for progress in lineage.runs.values()})
-        facts = {"parent": lineage.parent, "branch": lineage.branch, "datasets": datasets}
-        snapshot = take_snapshot(lineage)
-        lineage.saved = publish_checkpoint(home, lineage.step, lambda folder: write_snapshot(snapshot, folder), facts)
-        lineage.parent = Path(lineage.saved.path).name
-        hooks.saved()
-    return lineage.saved
+def judged(lineage: Lineage, checkpoint: Checkpoint, hooks: Hooks) -> str | None:
+    hooks.state("eval", lineage.step)
+    return hooks.evaluate(lineage, checkpoint)
 
 
 def wait_while_paused(hooks: Hooks, step: int) -> str | None:
@@ -194,6 +183,23 @@ def wait_while_paused(hooks: Hooks, step: int) -> str | None:
         hooks.state("paused", step)
         time.sleep(PAUSE_POLL_S)
     return command
+
+
+def wait_for_room(hooks: Hooks, step: int, error: DiskFullError) -> None:
+    """Tells that the run waits for room on the disk; raises the error again when the process is to leave."""
+    hooks.state("disk_full", step)
+    if hooks.command() == "leave":
+        raise error
+
+
+def with_room(hooks: Hooks, step: int, write: Callable[[], T]) -> T:
+    """What `write` returns, tried until the disk has room for it."""
+    while True:
+        try:
+            return write()
+        except DiskFullError as error:
+            wait_for_room(hooks, step, error)
+            time.sleep(ROOM_POLL_S)
 
 
 def due(step: int, every: int) -> bool:

@@ -50,6 +50,11 @@ class Progress:
     tokens: int = 0
     unusable: tuple[int, ...] = ()
     """Line numbers of rows that only their tokens disqualified: too long, or nothing to train."""
+    skipped: int = 0
+    """Examples of batches that were passed over because they spoilt a step."""
+    steps: int = 0
+    mean_loss: float | None = None
+    """Exponential mean of the losses of this run's steps, in nats."""
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "cursor": self.cursor.to_dict(), "unusable": list(self.unusable)}
@@ -78,6 +83,10 @@ class Lineage:
     parent: str | None = None
     saved: Checkpoint | None = None
     """The checkpoint that holds exactly these weights, None when a step was taken since."""
+    parts: int = 1
+    """Into how many parts batches are divided because memory does not hold them whole."""
+    parts_since: int = 0
+    """The step at which `parts` last changed."""
     differences: tuple[str, ...] = ()
     """What made the checkpoint not bit-comparable with this process: `threads 2 -> 8`."""
 
@@ -134,6 +143,7 @@ def take_snapshot(lineage: Lineage) -> Snapshot:
         "schedule": lineage.config.training.model_dump(mode="json"),
         "config_hash": content_hash(config_json(lineage.config)),
         "locked": _locked(lineage.config),
+        "parts": [lineage.parts, lineage.parts_since],
         "runs": {run: progress.to_json() for run, progress in lineage.runs.items()},
         **_arithmetic(lineage),
     }
@@ -180,6 +190,7 @@ def _restore(lineage: Lineage, folder: Path) -> None:
     now = _arithmetic(lineage)
     lineage.differences = tuple(f"{key} {facts[key]} -> {now[key]}" for key in now if facts[key] != now[key])
     lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name
+    lineage.parts, lineage.parts_since = facts.get("parts", (1, 0))
     lineage.runs = {run: Progress.from_json(tree) for run, tree in facts["runs"].items()}
     torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(facts["rng"])), dtype=torch.uint8))
     tensors = load_file(folder / "optimizer.safetensors", device=str(lineage.device))

@@ -1,6 +1,6 @@
 """One optimiser step: forward and backward over packed micro-batches, clip, update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,25 +29,57 @@ class StepResult:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over trained positions, in nats, still on the device: weight × component by name, and the entropy."""
+
+    components: Mapping[str, torch.Tensor]
+    entropy: torch.Tensor
+
+
 def optimiser_step(lineage: Lineage, batches: Sequence[Batch]) -> StepResult:
     """Updates the weights once from all `batches` together; raises DivergenceError before any weight changes."""
+    loss_tokens = trained_tokens(batches)
+    return finish_step(lineage, batches, accumulate(lineage, batches, loss_tokens), loss_tokens)
+
+
+def trained_tokens(batches: Sequence[Batch]) -> int:
+    """Positions that carry loss: what a step's sums are divided by."""
+    return sum(int(batch.trained.sum()) for batch in batches)
+
+
+def accumulate(lineage: Lineage, batches: Sequence[Batch], loss_tokens: int) -> Sums:
+    """Forward and backward of every batch, one after the other; gradients of anything before are dropped.
+
+    The loss is the sum over the batches' trained positions divided by `loss_tokens`, so that the gradient depends on
+    the documents only, not on how they are cut into batches. May be called again after it raised.
+    """
+    lineage.optimizer.zero_grad(set_to_none=True)
+    found = [_backward(lineage, batch, loss_tokens) for batch in batches]
+    names = found[0].components
+    return Sums(
+        {name: torch.stack([one.components[name] for one in found]).sum() for name in names},
+        torch.stack([one.entropy for one in found]).sum(),
+    )
+
+
+def _backward(lineage: Lineage, batch: Batch, loss_tokens: int) -> Sums:
+    predictions = predict(lineage, batch)
+    parts = weighted(predictions, lineage.config.objectives)
+    (torch.stack(list(parts.values())).sum() / loss_tokens).backward()
+    return Sums({name: part.detach() for name, part in parts.items()}, entropy_sum(predictions.logits))
+
+
+def finish_step(lineage: Lineage, batches: Sequence[Batch], sums: Sums, loss_tokens: int) -> StepResult:
+    """Clips the gradients that `accumulate` left, checks, and updates the weights.
+
+    Raises DivergenceError before any weight changes when the loss or the gradient's norm is not finite.
+    """
     training = lineage.config.training
     rate = learning_rate(training, lineage.step)
-    loss_tokens = sum(int(batch.trained.sum()) for batch in batches)
     fingerprint = short_id(*(row for batch in batches for row in batch.row_ids))
-    sums: dict[str, float] = {}
-    entropy = 0.0
-    lineage.optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
-        predictions = predict(lineage, batch)
-        parts = weighted(predictions, lineage.config.objectives)
-        total = torch.stack(list(parts.values())).sum() / loss_tokens
-        total.backward()
-        for name, part in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(part.detach())
-        entropy += float(entropy_sum(predictions.logits))
     norm = float(torch.nn.utils.clip_grad_norm_(lineage.model.parameters(), training.max_grad_norm))
-    components = {name: value / loss_tokens for name, value in sums.items()}
+    components = {name: float(value) / loss_tokens for name, value in sums.components.items()}
     loss = sum(components.values())
     if not (np.isfinite(loss) and np.isfinite(norm)):
         where = f"step {lineage.step + 1}, batch {fingerprint}, loss {loss}, gradient norm {norm}"
@@ -63,7 +95,7 @@ def optimiser_step(lineage: Lineage, batches: Sequence[Batch]) -> StepResult:
         tokens=sum(len(batch.ids) for batch in batches),
         loss_tokens=loss_tokens,
         examples=sum(batch.examples for batch in batches),
-        token_entropy=entropy / loss_tokens,
+        token_entropy=float(sums.entropy) / loss_tokens,
         fingerprint=fingerprint,
     )
 
