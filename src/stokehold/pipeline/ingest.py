@@ -24,6 +24,7 @@ from stokehold.data.report import mask_warning, rendered_example, token_report
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.pipeline.suites import open_suites
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
+from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now, write_atomic
 from stokehold.store.home import Home
 from stokehold.tasks.registry import identity_of
@@ -51,18 +52,20 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
     Raises InputError when no line is usable, or when `strict` is set and one is not.
     """
     dataset_id = content[:DATASET_ID_CHARS]
+    scratch = home.datasets / f".ingest-{dataset_id}"
+    shutil.rmtree(scratch, ignore_errors=True)
     if (dataset_folder(home, dataset_id) / MANIFEST).is_file():
         refresh_inbox_suite(home)  # a kill may have come between the dataset and the suite
         return load_dataset(home, dataset_id)
-    scratch = home.datasets / f".ingest-{dataset_id}"
-    shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
         shutil.copyfile(path, scratch / "source.jsonl")
+        reach("ingest.copied")
         parsed = _accept_rows(scratch, config, build_firewall(home), name)
         _refuse_unusable(parsed, config, name)
         held = choose_holdout(parsed.prompts, config.evaluation.holdout_share)
         _split(scratch, held)
+        reach("ingest.split")
         report = measure(scratch / "rows.jsonl", tokenizer, config.data.max_length)
         (scratch / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
         record = Dataset(

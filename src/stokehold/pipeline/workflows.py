@@ -109,10 +109,12 @@ def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     tokenizer = load_tokenizer(versions.resolve(home, db, "base"))
     source = Path(payload["blob"])
     dataset = ingest_file(home, home.config(), tokenizer, source, payload["content_hash"], payload["file"])
+    reach("dataset.published")
     job_rows.set_dataset(db, payload["job"], dataset.id)
     priority = job_rows.get_job(db, payload["job"]).priority
     run = str(payload["job"]).split("-", 1)[1]
     follow(workshop, payload, "train", {"file": payload["file"], "dataset": dataset.id, "run": run}, priority)
+    reach("ingest.enqueued")
     clear_inbox(home, Path(payload["path"]), payload["content_hash"])
     note = f"{dataset.accepted} rows, {dataset.held_out} held out, {dataset.rejected} rejected"
     events.record(db, "ingested", f"{dataset.file}: {note}", dataset=dataset.id)

@@ -56,6 +56,7 @@ def worker_environment(config: Config) -> dict[str, str]:
         "OMP_DYNAMIC": "FALSE",
         "MKL_DYNAMIC": "FALSE",
         "TOKENIZERS_PARALLELISM": "false",
+        **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.training.deterministic else {}),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",

@@ -21,6 +21,7 @@ from stokehold.core.identity import content_hash
 from stokehold.core.records import Checkpoint
 from stokehold.data.batches import Cursor
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
+from stokehold.store.failpoints import reach
 from stokehold.training.model import load_model
 from stokehold.training.optimizer import build_optimizer
 
@@ -156,9 +157,11 @@ def take_snapshot(lineage: Lineage) -> Snapshot:
 def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
     """Writes everything but the manifest into the empty `folder`. Any thread may."""
     snapshot.model.save_pretrained(folder, state_dict=dict(snapshot.weights))
+    reach("checkpoint.weights")
     for name, content in snapshot.files.items():
         (folder / name).write_bytes(content)
     save_file(dict(snapshot.optimizer), folder / "optimizer.safetensors")
+    reach("checkpoint.optimizer")
     (folder / STATE).write_text(json.dumps(snapshot.facts, indent=1))
 
 
