@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stokehold.core.errors import InputError
 from stokehold.core.identity import short_id
-from stokehold.core.records import Message, Provenance, Sample
+from stokehold.core.records import Message, Provenance, Sample, WindowTokens
 from stokehold.data.batches import Batch, Batches, Cursor
 from stokehold.data.tokenizer import ChatTokenizer
 
@@ -244,6 +245,7 @@ def test_a_fault_in_the_thread_reaches_the_loop(puzzles: Make, chatml: ChatToken
 
 
 def test_at_most_two_windows_are_in_memory(puzzles: Make, chatml: ChatTokenizer, write_rows: Write) -> None:
+    gc.collect()  # what earlier tests left behind is not counted
     path, most = write_rows(puzzles(200)), 0
     with Batches(path, chatml, cursor=Cursor.start(), **{**BASE, "epochs": 1}) as found:
         for number, _ in enumerate(found):
@@ -264,3 +266,24 @@ def test_shuffling_is_fair(puzzles: Make, chatml: ChatTokenizer, write_rows: Wri
     places = [place % 64 for place in range(len(order))]
     shuffled = [abs(float(np.corrcoef(chance.sample(order, len(order)), places)[0, 1])) for _ in range(200)]
     assert abs(float(np.corrcoef(order, places)[0, 1])) <= 2 * max(shuffled)
+
+
+def test_every_window_of_the_first_epoch_is_counted_as_it_is_begun(
+    mixed: list[Sample], chatml: ChatTokenizer, write_rows: Write
+) -> None:
+    path, told = write_rows(mixed), list[WindowTokens]()
+    with Batches(path, chatml, cursor=Cursor.start(), counted=told.append, **BASE) as found:
+        iterator = iter(found)
+        first = next(iterator)
+        assert [tokens.window for tokens in told] == [0]
+        rest = list(iterator)
+    assert [tokens.window for tokens in told] == list(range(5))
+    outcomes = [chatml.encode_many([sample])[0] for sample in mixed]
+    documents = [outcome[0] for outcome in outcomes if not isinstance(outcome, InputError)]
+    assert [length for tokens in told for length in tokens.lengths] == [len(document.ids) for document in documents]
+    assert sum(tokens.trained for tokens in told) == sum(int(document.trained.sum()) for document in documents)
+    assert sum(tokens.conversations for tokens in told) == 65
+    again = list[WindowTokens]()
+    resumed = batches(path, chatml, saved(rest[3].cursor), counted=again.append)
+    assert [tokens.window for tokens in again] == list(range(rest[3].cursor.window, 5))
+    assert [as_bytes(batch) for batch in resumed] == [as_bytes(batch) for batch in [first, *rest]][5:]

@@ -1,8 +1,12 @@
 """Nothing that is judged gets trained, however it is reformatted; nothing else is turned away."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from stokehold.core.identity import normalise
 from stokehold.core.records import Message, Sample
+from stokehold.data import firewall
 from stokehold.data.firewall import Firewall, question_hash, template_fingerprint
 
 
@@ -84,3 +88,18 @@ def test_an_empty_firewall_lets_everything_pass() -> None:
 )
 def test_fingerprints_mask_numbers_and_names(one: str, other: str, equal: bool) -> None:
     assert (template_fingerprint(ask(one, "")) == template_fingerprint(ask(other, ""))) is equal
+
+
+PIECES = st.sampled_from(
+    ["12", "3.5", "1,000.5", "Abc", "12Abc", "12abc", "a1B", "_X", "A_1", ".", ",", " ", "\n", "5.A", "x"]
+)
+
+
+@given(st.lists(PIECES).map("".join) | st.text(st.characters(max_codepoint=127)))
+def test_masking_ascii_without_a_call_per_word_changes_nothing(text: str) -> None:
+    assert firewall._masked(text) == normalise(firewall._WORD.sub(firewall._mask, text))
+
+
+@given(st.lists(PIECES | st.text(max_size=4)).map("".join))
+def test_masking_keeps_the_number_of_words(text: str) -> None:
+    assert len(firewall._masked(text).split()) == len(text.split())

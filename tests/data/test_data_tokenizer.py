@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from stokehold.core.errors import InputError, NotFoundError
 from stokehold.core.records import Message, Sample
+from stokehold.data.bytelevel import ByteLevel
 from stokehold.data.tokenizer import ChatTokenizer, Document, load_tokenizer, train_tokenizer
 
 ENDS = {"chatml": "<|im_end|>", "rewriting": "<|im_end|>", "headers": "<|eot_id|>", "model_role": "<end_of_turn>"}
@@ -353,3 +354,60 @@ def test_loading_leaves_torch_out(folders: dict[str, Path]) -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=80, deadline=None)
+@given(rows=st.lists(st.lists(CONTENT, min_size=4, max_size=4), min_size=1, max_size=3))
+def test_encoding_by_bytes_gives_what_offsets_give(
+    tokenizers: dict[str, ChatTokenizer], folders: dict[str, Path], shape: str, rows: list[list[str]]
+) -> None:
+    """The fast way, piece by piece between added tokens, against the whole text with offsets."""
+    fast = tokenizers[shape]
+    assert fast._bytes is not None
+    renderings = []
+    for contents in rows:
+        try:
+            renderings += fast.template.documents(conversation(*contents))
+        except InputError:
+            continue
+    slow = list(fast._by_offsets(renderings))
+    for document, expected in zip(fast._encode_chunk(renderings), slow, strict=True):
+        assert document.ids.tolist() == expected.ids.tolist()
+        assert document.trained.tolist() == expected.trained.tolist()
+        assert document.ids.dtype == expected.ids.dtype
+
+
+def test_ordinary_rows_are_encoded_by_bytes(chatml: ChatTokenizer) -> None:
+    renderings = chatml.template.documents(conversation("One? é", "First.", "Two?", "Second."))
+    assert [document is not None for document in chatml._by_bytes(renderings)] == [True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}},
+        {"decoder": None},
+        {"lstrip": True},
+    ],
+)
+def test_other_tokenizers_are_asked_for_offsets(folders: dict[str, Path], change: dict[str, Any]) -> None:
+    tree = json.loads((folders["chatml"] / "tokenizer.json").read_text())
+    if "lstrip" in change:
+        tree["added_tokens"][1] |= change
+    else:
+        tree |= change
+    tokenizer = Tokenizer.from_str(json.dumps(tree))
+    assert ByteLevel.read(tokenizer, tokenizer) is None
+
+
+def test_under_a_normaliser_only_ascii_is_encoded_by_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
+    tree = json.loads((folders["chatml"] / "tokenizer.json").read_text()) | {"normalizer": {"type": "NFC"}}
+    copy_folder(folders["chatml"], tmp_path, **{"tokenizer.json": tree})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer._bytes is not None
+    assert (tokenizer._bytes.takes("abc"), tokenizer._bytes.takes("e\u0301")) == (True, False)
+    (document,) = documents(tokenizer, conversation("e\u0301", "e\u0301"))
+    assert tokenizer.decode(document.ids[document.trained].tolist()) == "é"

@@ -1,4 +1,4 @@
-"""One file's whole journey in a process that may be killed at a named place: what the crash matrix runs again and again.
+"""One file's whole journey in a process that may be killed at a named place: the crash matrix runs it many times.
 
 Children come from a fork server that has the modules loaded and has never run any of them.
 """
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bench import Bench
+
 from stokehold.core.records import JobState
 from stokehold.pipeline import workflows
 from stokehold.store import failpoints

@@ -1,6 +1,7 @@
 """Pause, stop, skip and cancel reach exactly the file they were meant for, and no row is trained twice or lost."""
 
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -139,6 +140,28 @@ def test_a_pause_holds_through_a_restart_and_resume_ends_it(bench: Callable[...,
     assert [step.step for step in journal.steps(other.db)] == list(range(1, other.step() + 1))
     assert (other.rows_trained(), other.weights()) == (ROWS, straight(bench))
     other.close()
+
+
+def test_a_pause_may_give_the_memory_back(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    job = one.dataset("facts.jsonl", facts(ROWS))
+    models: list[weakref.ref[object]] = []
+    alive: list[object] = []
+
+    def ask() -> None:
+        assert one.trainer.lineage is not None
+        models.append(weakref.ref(one.trainer.lineage.model))
+        control.request(one.db, "pause", free=True)
+
+    def look() -> None:
+        alive.append((one.trainer.state, one.trainer.lineage, models[0]()))
+        control.request(one.db, "resume")
+
+    # Without a model the bench sees step 0: by then the pause holds.
+    one.at = {3: [ask], 0: [lambda: None, lambda: None, look]}
+    assert one.run(job) is JobState.COMPLETED
+    assert alive == [("paused", None, None)]
+    assert (one.rows_trained(), one.weights()) == (ROWS, straight(bench))
 
 
 def test_the_same_rows_again_are_a_run_of_their_own(bench: Callable[..., Bench]) -> None:

@@ -41,7 +41,7 @@ def outcome(home: Home) -> dict[str, Any]:
     assert newest.checkpoint is not None
     assert newest.passed_over == ()
     folders = [*home.checkpoints.iterdir(), *home.versions.iterdir(), *home.datasets.iterdir()]
-    folders += [path for path in home.evaluations.iterdir()]
+    folders += list(home.evaluations.iterdir())
     assert [path.name for path in folders if path.name.startswith(".")] == [], "nothing half written stays"
     assert [fault for folder in folders for fault in verify(folder)] == []
     (row,) = account(home, db, Path(newest.checkpoint.path))

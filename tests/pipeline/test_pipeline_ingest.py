@@ -9,10 +9,16 @@ import pytest
 
 from stokehold.core.errors import InputError
 from stokehold.core.records import Dataset
+from stokehold.data.batches import Batches, Cursor
+from stokehold.data.formats import from_row
+from stokehold.data.report import measure
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.suites import open_suite
-from stokehold.store.datasets import dataset_folder
+from stokehold.pipeline.token_reports import token_counter
+from stokehold.store import events, token_reports
+from stokehold.store.database import connect
+from stokehold.store.datasets import dataset_folder, list_datasets
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
 from stokehold.tasks.registry import draw, row
@@ -100,3 +106,82 @@ def test_the_same_content_is_the_same_dataset(make_home: Callable[..., Home], tm
     home = make_home()
     first = take_in(home, write_jsonl(tmp_path / "a.jsonl", facts(10)))
     assert take_in(home, write_jsonl(tmp_path / "b.jsonl", facts(10))) == first
+
+
+def report_through_training(home: Home, dataset: Dataset, killed_after: int | None = None) -> None:
+    """What training does with the counts of each window, for all windows or until a kill."""
+    config, tokenizer = home.config(), load_tokenizer(home.root / home.config().model.base)
+    db = connect(home)
+    with Batches(
+        dataset_folder(home, dataset.id) / "rows.jsonl",
+        tokenizer,
+        window_rows=config.data.window_rows,
+        capacity=256,
+        max_length=config.data.max_length,
+        seed=0,
+        epochs=1,
+        cursor=Cursor(0, killed_after or 0),
+        counted=token_counter(home, db, tokenizer, dataset, config.data.max_length),
+    ) as batches:
+        for batch in batches:
+            if killed_after == 0 and batch.cursor.window > 0:
+                return
+
+
+def test_the_token_report_is_finished_by_training_and_a_kill_loses_nothing(
+    make_home: Callable[..., Home], tmp_path: Path
+) -> None:
+    file = write_jsonl(tmp_path / "facts.jsonl", facts(200))
+    home, whole = make_home(), make_home()
+    for place in (home, whole):
+        take_in(place, file)
+    dataset = list_datasets(home)[0]
+    assert not (dataset_folder(home, dataset.id) / "report.json").exists()
+    report_through_training(home, dataset, killed_after=0)
+    assert token_reports.load(connect(home), dataset.id) is None
+    report_through_training(home, dataset, killed_after=1)
+    report_through_training(whole, dataset)
+    found = token_reports.load(connect(home), dataset.id)
+    assert found is not None
+    assert found == token_reports.load(connect(whole), dataset.id)
+    tokenizer = load_tokenizer(home.root / home.config().model.base)
+    samples = [from_row(tree) for tree in lines(home, dataset, "rows.jsonl")]
+    assert (found.report, found.warning) == measure(samples, tokenizer, 128)
+    assert found.report.rows == 200
+    assert token_reports.windows(connect(home), dataset.id, 64) == []
+
+
+def test_windows_that_were_never_counted_are_tokenised_for_the_report(
+    make_home: Callable[..., Home], tmp_path: Path
+) -> None:
+    home = make_home()
+    dataset = take_in(home, write_jsonl(tmp_path / "facts.jsonl", facts(200)))
+    report_through_training(home, dataset, killed_after=3)
+    found = token_reports.load(connect(home), dataset.id)
+    assert found is not None
+    assert found.report.rows == 200
+
+
+WRONGLY_MASKED = [{"prompt": "a", "completion": f"{n} " * 40} for n in range(70)]
+
+
+def test_a_suspicious_mask_becomes_an_event_with_three_examples(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    home = make_home(data={"max_length": 1024})
+    dataset = take_in(home, write_jsonl(tmp_path / "odd.jsonl", WRONGLY_MASKED))
+    report_through_training(home, dataset)
+    found = token_reports.load(connect(home), dataset.id)
+    assert found is not None
+    assert found.warning is not None
+    (event,) = events.events(connect(home), kind="mask_warning")
+    assert event.text == f"odd.jsonl: {found.warning}"
+    assert event.data["examples"] == list(found.examples)
+    assert [example.count("⟦") for example in found.examples] == [1, 1, 1]
+
+
+def test_strict_refuses_a_suspicious_mask_before_training(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "odd.jsonl", WRONGLY_MASKED)
+    home = make_home(data={"strict": True, "max_length": 1024})
+    with pytest.raises(InputError, match="prompts seem to be trained"):
+        take_in(home, file)
+    assert list(home.datasets.iterdir()) == []
+    assert take_in(home, write_jsonl(tmp_path / "good.jsonl", facts(70))).accepted == 70

@@ -98,6 +98,9 @@ def test_the_lineage_is_what_the_model_went_through(actions: list[Action]) -> No
         assert [(one.branch, one.step) for one in journal.steps(db)] == lived
         last = journal.last_step(db)
         assert (last and (last.branch, last.step)) == (lived[-1] if lived else None)
+        assert journal.first_step(db, "train-1") == (1 if lived else None)
+        for since in range(0, len(lived) + 2, 3):
+            assert [(one.branch, one.step) for one in journal.steps(db, since, limit=4)] == lived[since : since + 4]
         spans = journal.spans(db)
         assert all(any(span.holds(*place) for span in spans) for place in lived)
         db.close()

@@ -1,9 +1,12 @@
 """Each alert rule, just on either side of its limit."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from stokehold.core.config import Config
@@ -11,6 +14,7 @@ from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
 from stokehold.supervisor import alerts
 from stokehold.supervisor.facts import Facts, Machine
 from stokehold.supervisor.status import from_facts
+from stokehold.supervisor.trainer import Trainer
 
 Make = Callable[..., Step]
 NOW = "2026-01-01T01:00:00.000Z"
@@ -88,10 +92,53 @@ def test_a_broken_suite_and_a_stale_evaluator(make_step: Make) -> None:
     assert alerts.evaluator_stale(files, [judged(3)], eval_steps=0) is None
 
 
-def test_rules_reach_the_payload(make_step: Make) -> None:
-    steps = [make_step(n) for n in range(1, 30)] + [make_step(30, loss=4.0, grad_norm=200.0)]
-    bad = SuiteResult("syllo", SuiteState.OK, n=10, exact=0.1, nll_per_token=5.0, parts={"ece": 0.4})
-    evaluation = replace(judged(30), suites={"syllo": bad})
-    facts = Facts(Config(), NOW, steps=steps, evaluations=[evaluation], machine=Machine(disk_free_gb=1.0))
-    assert kinds(facts) == {"loss_spike", "grad_norm", "ece", "val_train_gap", "disk_low"}
-    assert kinds(Facts(Config(), NOW, machine=Machine(disk_free_gb=100.0))) == set()
+def answers(folder: Path, confidence: float) -> str:
+    """Ten wrong answers of one token each, given with this confidence."""
+    line = {"suite": "syllo", "token_ids": [1], "token_logprobs": [math.log(confidence)], "score": 0.0}
+    (folder / "completions.jsonl").write_bytes((orjson.dumps(line) + b"\n") * 10)
+    return str(folder)
+
+
+def at_work(state: str, **facts: object) -> Trainer:
+    return Trainer(state, 1, None, True, 0.0, facts)
+
+
+def test_every_rule_reaches_the_payload(make_step: Make, tmp_path: Path) -> None:
+    """One home with everything wrong at once, and one with nothing wrong."""
+    steps = [make_step(n, tokens=900) for n in range(1, 60)] + [make_step(n, tokens=90) for n in range(60, 71)]
+    steps[-1] = replace(steps[-1], loss=4.0, grad_norm=200.0)
+    evaluations = [judged(n) for n in range(1, 51)]
+    bad = SuiteResult("syllo", SuiteState.OK, n=10, exact=0.5, nll_per_token=5.0)
+    broken = SuiteResult("inbox", SuiteState.BROKEN, n=0, reason="canary failed")
+    evaluations[-1] = replace(
+        evaluations[-1], suites={"syllo": bad, "inbox": broken}, path=answers(tmp_path, confidence=0.9)
+    )
+    exits = [{"at": "2026-01-01T00:55:00Z", "exit": -9}]
+    facts = Facts(
+        Config.model_validate({"training": {"eval_steps": 5}}),
+        NOW,
+        trainer=at_work("training", telemetry={"gpu": {"temperature_c": 83.1}}),
+        steps=steps,
+        evaluations=evaluations,
+        judged_loss=1.0,
+        suites=2,
+        machine=Machine(disk_free_gb=1.0),
+        children=[{"role": "trainer", "state": "running", "log": "trainer.log", "exits": exits}],
+    )
+    assert kinds(facts) == {
+        *("loss_spike", "grad_norm", "plateau", "ece", "val_train_gap", "throughput", "disk_low"),
+        *("worker_restarted", "evaluator_broken", "evaluator_stale", "temperature"),
+    }
+    well = replace(judged(70), path=answers(tmp_path, confidence=0.9))
+    assert kinds(replace(facts, evaluations=[well])) >= {"ece"}, "the file is read from the folder"
+    quiet = Facts(Config(), NOW, trainer=at_work("training"), steps=steps[:40], machine=Machine(disk_free_gb=100.0))
+    assert kinds(quiet) == set()
+
+
+def test_a_full_disk_pauses_and_says_so() -> None:
+    waiting = Facts(Config(), NOW, trainer=at_work("disk_full"), machine=Machine(disk_free_gb=0.0))
+    found = from_facts(waiting)
+    assert found["status"] == "paused"
+    assert [(alert["kind"], alert["severity"]) for alert in found["active_alerts"]] == [("disk_full", "critical")]
+    gone = replace(waiting, trainer=replace(at_work("disk_full"), alive=False))
+    assert kinds(gone) == {"disk_low"}

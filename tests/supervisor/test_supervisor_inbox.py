@@ -58,6 +58,14 @@ def test_a_file_is_taken_once_after_a_second_of_rest(home: Home, look: Look, tol
     assert [kind for kind, _ in told] == ["submitted"]
 
 
+def test_a_file_that_rested_elsewhere_is_taken_as_it_is_renamed_in(home: Home, look: Look) -> None:
+    part = home.inbox / "a.jsonl.part"
+    part.write_text(ROW)
+    os.utime(part, (0, 0))
+    part.rename(home.inbox / "a.jsonl")
+    assert [job.file for job in look(0.0)] == ["a.jsonl"]
+
+
 def test_growth_starts_the_second_afresh(home: Home, look: Look) -> None:
     path = home.inbox / "a.jsonl"
     path.write_text(ROW)

@@ -1,5 +1,6 @@
 """The status payload: every key, unknown is null, and each number from what the home holds."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,19 +8,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
 import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stokehold.core.config import Config
-from stokehold.core.records import Evaluation, JobState, Step, SuiteResult, SuiteState
-from stokehold.store import control, evaluations, job_rows, journal
+from stokehold.core.records import Dataset, Evaluation, Job, JobState, Priority, Step, SuiteResult, SuiteState
+from stokehold.store import control, datasets, evaluations, job_rows, journal
 from stokehold.store.database import Database
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.facts import Facts
-from stokehold.supervisor.patterns import heatmap, length_bin
+from stokehold.supervisor.patterns import calibration_error, heatmap, length_bin
 from stokehold.supervisor.status import from_facts, payload, write_status
 from stokehold.supervisor.trainer import Trainer, read_trainer
 
@@ -28,7 +33,7 @@ context_window batch_step batch_total_steps batch_number batch_queue_size curren
 current_system_prompt current_prompt golden_answer model_answer answer_matches total_evals total_correct
 accuracy_percent accuracy_last_20 accuracy_last_50 accuracy_trend streaming_ce loss_variance
 token_entropy loss_trend fixed_eval_em fixed_eval_ce fixed_eval_ece fixed_eval_trend val_train_gap
-tokens_per_sec eta_seconds pattern_heatmap pattern_loss_trend layer_activity_summary lora_stats
+tokens_per_sec eta_seconds eta_error_seconds pattern_heatmap pattern_loss_trend layer_activity_summary lora_stats
 train_loss_history accuracy_history gpu ram disk active_alerts"""
 KEYS = DEFINED.split()
 KNOWN_WHEN_EMPTY = {
@@ -63,6 +68,12 @@ def test_an_empty_home_has_every_key_and_knows_what_it_does_not_know(home: Home,
     assert orjson.loads((home.status / "training_status.json").read_bytes()) == found
 
 
+def accepted(home: Home, dataset: str, rows: int) -> None:
+    """Publishes a dataset of so many rows to train."""
+    record = Dataset(dataset, "0" * 64, "a.jsonl", 1, accepted=rows + 5, held_out=5, rejected=0, created=NOW)
+    datasets.save_dataset(home, record, lambda folder: (folder / "rows.jsonl").write_bytes(b"") and None)
+
+
 def test_a_run_in_the_middle_of_a_file(home: Home, client: JobsClient, make_step: Make, tmp_path: Path) -> None:
     db = client.db
     for name in ("a", "b"):
@@ -70,8 +81,10 @@ def test_a_run_in_the_middle_of_a_file(home: Home, client: JobsClient, make_step
     client.submit_file(tmp_path / "b.jsonl")
     job = client.enqueue("train", {"file": "a.jsonl"}, job_id="train-a")
     job_rows.begin(db, job.id)
+    accepted(home, "d7f3", rows=160)
+    job_rows.set_dataset(db, job.id, "d7f3")
     job_rows.set_progress(db, job.id, 0.25)
-    journal.append(db, make_step(1, job="train-old", loss=4.0))
+    journal.append(db, make_step(1, job="train-old", loss=4.0, seconds=9.0))
     for number in range(2, 12):
         journal.append(db, make_step(number, loss=2.0, tokens=300, seconds=0.5, token_entropy=0.7))
     journal.add_sample(db, 10, "2+2?", "4", "5", match=False)
@@ -89,14 +102,49 @@ def test_a_run_in_the_middle_of_a_file(home: Home, client: JobsClient, make_step
         "model_name": "tiny",
     }
     assert (found["batch_step"], found["batch_total_steps"], found["batch_queue_size"]) == (10, 40, 1)
-    assert found["eta_seconds"] == pytest.approx(15.0)
-    assert found["tokens_per_sec"] == pytest.approx((100 + 3000) / 5.5)
+    assert (found["eta_seconds"], found["eta_error_seconds"]) == (pytest.approx(15.0), pytest.approx(0.0))
+    assert found["tokens_per_sec"] == pytest.approx((100 + 3000) / 14)
     assert found["streaming_ce"] == pytest.approx(2 + 2 * 0.9**10)
     assert (found["golden_answer"], found["model_answer"], found["answer_matches"]) == ("5", "5", True)
     assert (found["total_evals"], found["total_correct"], found["accuracy_percent"]) == (2, 1, 50.0)
     assert found["accuracy_history"] == [0.0, 50.0]
     assert found["token_entropy"] == 0.7
     assert found["gpu"] == gpu
+
+
+def test_what_is_left_is_told_by_rows_and_only_while_training(make_step: Make) -> None:
+    """A file taken up again at its half has few steps of its own, and is not nearly done for that."""
+    steps = [make_step(n, seconds=1.0 if n % 2 else 3.0) for n in range(1, 5)]
+    job = Job("train-a", "train", "a.jsonl", Priority.NORMAL, JobState.RUNNING, 0.5, 1, NOW, dataset="d")
+    facts = Facts(Config(), NOW, trainer=trained("training"), current_job=job, steps=steps, job_examples=80)
+    found = from_facts(facts)
+    assert found["eta_seconds"] == 20.0
+    assert found["eta_error_seconds"] == pytest.approx(math.sqrt(4 / 3 * (10 + 100 / 4)))
+    for unknown in (
+        replace(facts, job_examples=None),
+        replace(facts, current_job=replace(job, progress=0.0)),
+        replace(facts, current_job=replace(job, id="train-b")),
+        replace(facts, trainer=trained("paused")),
+    ):
+        told = from_facts(unknown)
+        assert (told["eta_seconds"], told["eta_error_seconds"]) == (None, None)
+    assert from_facts(replace(facts, trainer=trained("paused")))["tokens_per_sec"] is None
+
+
+def test_what_only_the_trainer_knows_is_taken_from_it_while_it_lives() -> None:
+    lora = {"adapters": {"q_proj": {"update_norm": 0.5, "gradient_norm": None}}, "dead_layers": []}
+    told: dict[str, object] = {
+        "epoch": 1.5,
+        "total_steps": 900,
+        "current_system_prompt": "be brief",
+        "layer_activity_summary": {"embed": 0.01, "layer_0": None},
+        "lora_stats": lora,
+    }
+    alive = Facts(Config(), NOW, trainer=trained("training", **told))
+    found = from_facts(alive)
+    assert {key: found[key] for key in told} == told
+    gone = from_facts(replace(alive, trainer=trained("training", alive=False, **told)))
+    assert {key: gone[key] for key in told} == dict.fromkeys(told)
 
 
 def trained(state: str, *, alive: bool = True, **facts: object) -> Trainer:
@@ -112,6 +160,7 @@ def trained(state: str, *, alive: bool = True, **facts: object) -> Trainer:
         (trained("evaluating"), None, "training"),
         (trained("training"), "pause", "training"),
         (trained("paused"), "pause", "paused"),
+        (trained("disk_full"), None, "paused"),
         (trained("training"), "stop", "stopping"),
         (trained("stopping"), None, "stopping"),
         (trained("training", alive=False), None, "crashed"),
@@ -161,8 +210,8 @@ def test_old_sensor_readings_are_unknown(home: Home, db: Database) -> None:
 
 def judged(home: Home, db: Database, step: int, exact: float, nll: float) -> Evaluation:
     lines = [
-        {"suite": "syllo", "token_ids": [1] * 150, "score": 1.0},
-        {"suite": "syllo", "token_ids": [1] * 150, "score": 0.5},
+        {"suite": "syllo", "token_ids": [1] * 150, "token_logprobs": [math.log(0.9)] * 150, "score": 1.0},
+        {"suite": "syllo", "token_ids": [1] * 150, "token_logprobs": [math.log(0.85)] * 150, "score": 0.5},
         {"suite": "syllo", "token_ids": [], "score": None},
         {"suite": "x", "family": "sequence", "token_ids": [1] * 2000, "score": 0.0},
     ]
@@ -178,7 +227,8 @@ def test_held_out_readings(home: Home, db: Database, make_step: Make) -> None:
     for number in range(1, 21):
         judged(home, db, number, exact=0.1 if number <= 10 else 0.4, nll=3.0 if number <= 10 else 1.5)
     found = payload(home, db)
-    assert (found["fixed_eval_em"], found["fixed_eval_ce"], found["fixed_eval_ece"]) == (0.4, 1.5, None)
+    assert (found["fixed_eval_em"], found["fixed_eval_ce"]) == (0.4, 1.5)
+    assert found["fixed_eval_ece"] == pytest.approx((0.9 + 0.85 - 1) / 2), "two answers in one bin, one of them right"
     assert found["fixed_eval_trend"] == "improving"
     assert found["pattern_loss_trend"] == {"syllo": "improving"}
     assert found["val_train_gap"] == pytest.approx(0.5), "against the training loss at the evaluated step"
@@ -186,6 +236,83 @@ def test_held_out_readings(home: Home, db: Database, make_step: Make) -> None:
         "syllo": {"100-300": {"seen": 2, "exact_match": 1}},
         "sequence": {"2000+": {"seen": 1, "exact_match": 0}},
     }
+
+
+def test_the_gap_is_known_however_long_ago_the_evaluation_was(home: Home, db: Database, make_step: Make) -> None:
+    with db.write() as connection:
+        for number in range(1, 1200):
+            journal.append(db, make_step(number, loss=1.0 if number <= 20 else 9.0), connection)
+    judged(home, db, 20, exact=0.1, nll=3.0)
+    assert payload(home, db)["val_train_gap"] == pytest.approx(2.0)
+
+
+def answered(confidence: float, score: float | None, tokens: int = 3) -> dict[str, object]:
+    return {"token_logprobs": [math.log(confidence) if confidence else -math.inf] * tokens, "score": score}
+
+
+def test_calibration_error_by_hand() -> None:
+    rows = [answered(0.5, 1.0), answered(0.5, 0.0), answered(0.9, 1.0), answered(1.0, 1.0), answered(1.0, 0.0)]
+    assert calibration_error(rows) == pytest.approx((0 + 0.1 + 1) / 5)
+    assert calibration_error([answered(1.0, 0.5)]) == pytest.approx(1.0), "the last bin holds 1, and half is not right"
+    assert calibration_error([answered(0.96, 1.0), answered(0.94, 0.0)]) == pytest.approx((0.04 + 0.94) / 2)
+    assert calibration_error([answered(0.9, None), answered(0.9, 1.0, tokens=0), {"score": 1.0}]) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
+def test_calibration_error_is_a_share_and_has_no_order(answers: list[tuple[float, bool]]) -> None:
+    rows = [answered(confidence, float(right)) for confidence, right in answers]
+    found = calibration_error(rows)
+    assert found is not None
+    assert 0 <= found <= 1 + 1e-9
+    assert calibration_error(rows[::-1]) == pytest.approx(found)
+
+
+def instructions(home: Home, db: Database) -> int:
+    """What SQLite's machine does for one payload, in its own instructions, rounded up to ten."""
+    counted = [0]
+
+    def tick() -> int:
+        counted[0] += 10
+        return 0
+
+    def watch(connection: Any, _record: Any, _proxy: Any) -> None:
+        connection.set_progress_handler(tick, 10)
+
+    sa.event.listen(db.engine, "checkout", watch)
+    try:
+        payload(home, db)
+    finally:
+        sa.event.remove(db.engine, "checkout", watch)
+    return counted[0]
+
+
+LONG_RUN = """
+WITH RECURSIVE n(step) AS (SELECT :first UNION ALL SELECT step + 1 FROM n WHERE step < :last)
+INSERT INTO journal SELECT :branch, step, 'train-a', 'd', 1.0, '{}', 0.001, 1.0, 100, 50, 4, 0.5, NULL, 'f',
+'2026-01-01T00:00:00.000Z', NULL FROM n
+"""
+
+
+def train_on(db: Database, branch: int, first: int, last: int) -> None:
+    with db.write() as connection:
+        connection.execute(sa.text(LONG_RUN), {"branch": branch, "first": first, "last": last})
+
+
+def test_a_long_journal_costs_the_status_no_more_than_a_short_one(home: Home, db: Database) -> None:
+    """One branch, then with a going back in the middle; SQLite's own work is counted."""
+    db_rows = 600
+    job_rows.begin(db, "train-a", kind="train")
+    train_on(db, 0, 1, db_rows)
+    short = instructions(home, db)
+    for step in range(6000, 66_001, 60_000):
+        train_on(db, 0, db_rows + 1, step)
+        db_rows = step
+        assert instructions(home, db) < 1.1 * short
+    journal.new_branch(db, 60_000, "test")
+    train_on(db, 1, 60_001, 60_100)
+    assert payload(home, db)["current_step"] == 60_100
+    assert payload(home, db)["batch_step"] == 60_100
+    assert instructions(home, db) < 1.2 * short
 
 
 def test_length_bins_meet_at_their_bounds() -> None:

@@ -1,5 +1,6 @@
 """A checkpoint states what it depends on: other settings are refused by name, other arithmetic is told."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from stokehold.core.config import LOCKED_KEYS, Config
 from stokehold.core.errors import ConfigError, IntegrityError
 from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.home import Home
+from stokehold.training.cuda import check_device, wants_determinism
 from stokehold.training.state import Lineage, check_locked, open_lineage, take_snapshot, write_snapshot
 
 
@@ -58,6 +60,52 @@ def test_another_thread_count_is_told(make_home: Callable[..., Home]) -> None:
         assert open_lineage(folder, home.config()).differences == ("threads 1 -> 2",)
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_older_checkpoints_do_not_record_is_no_difference(make_home: Callable[..., Home]) -> None:
+    home = make_home()
+    folder = saved(home, fresh(home))
+    state = json.loads((folder / "trainer.json").read_text())
+    assert {"threads", "torch", "cpu", "cpu_capability", "mkl", "mkldnn", "deterministic", "cuda"} <= state.keys()
+    added = ("cpu", "cpu_capability", "mkl", "mkldnn", "deterministic", "cuda", "optimizer_since", "merged", "base")
+    older = {key: value for key, value in state.items() if key not in added}
+    (folder / "trainer.json").write_text(json.dumps(older))
+    assert open_lineage(folder, home.config()).differences == ()
+    (folder / "trainer.json").write_text(json.dumps({**older, "cpu": "another"}))
+    (different,) = open_lineage(folder, home.config()).differences
+    assert different == f"cpu another -> {state['cpu']}"
+
+
+def test_exactness_on_cuda_is_refused_where_the_process_cannot_give_it(
+    make_home: Callable[..., Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_home(training={"deterministic": True}, devices={"trainer": "cuda:0"}).config()
+    assert wants_determinism(config)
+    assert not wants_determinism(make_home(training={"deterministic": True}).config())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG is not set.*:4096:8"):
+        check_device(config)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    check_device(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without CUDA")
+def test_a_device_that_is_not_there_is_told(make_home: Callable[..., Home]) -> None:
+    with pytest.raises(ConfigError, match=r"no CUDA device here.*devices\.trainer = 'cuda:0'"):
+        fresh(make_home(devices={"trainer": "cuda:0"}))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_devices_random_state_goes_with_the_checkpoint(make_home: Callable[..., Home]) -> None:
+    home = make_home(devices={"trainer": "cuda:0"})
+    lineage = fresh(home)
+    torch.rand(5, device="cuda:0")
+    folder = saved(home, lineage)
+    expected = torch.rand(3, device="cuda:0")
+    open_lineage(folder, home.config())
+    assert torch.equal(torch.rand(3, device="cuda:0"), expected)
 
 
 def test_a_checkpoint_is_whole_though_the_folder_it_came_from_is_gone(make_home: Callable[..., Home]) -> None:

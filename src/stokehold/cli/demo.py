@@ -19,9 +19,10 @@ import orjson
 import typer
 
 from stokehold.cli.demo_progress import watch
+from stokehold.cli.init import TINY, make_home
 from stokehold.cli.options import JsonOption
 from stokehold.cli.output import console, emit, errors, share, table
-from stokehold.cli.places import TINY, dashboard, make_home, start_detached, stop
+from stokehold.cli.places import dashboard, start_detached, stop
 from stokehold.core.config import Config, parse_config
 from stokehold.core.errors import StokeholdError
 from stokehold.store import journal, suites, versions

@@ -1,57 +1,28 @@
-"""Whether all is well: `preflight` before a long run, `doctor` for the accounting."""
+"""Whether all is well: `doctor` for the accounting, `logs` for what was said."""
 
-import importlib.metadata
 import json
 import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, table
 from stokehold.core.errors import NotFoundError, StokeholdError
 from stokehold.core.records import Dataset, JobState
-from stokehold.data.tokenizer import load_tokenizer
-from stokehold.store import checkpoints, datasets, job_rows, journal, skips, suites, versions
+from stokehold.store import checkpoints, datasets, job_rows, journal, skips
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
-from stokehold.supervisor.processes import holder
 
-LOW_DISK_SHARE = 0.15
-GIB = 1024**3
 TAIL_BYTES = 1024**2
-PACKAGES = ("torch", "transformers", "dbos", "SQLAlchemy")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at: `mark` is ✓, ⚠ or ✗, `fix` what to do about the last two."""
-
-    mark: str
-    what: str
-    found: str
-    fix: str = ""
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(preflight)
     app.command()(doctor)
     app.command("logs")(show_logs)
-
-
-def preflight(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
-    """Everything worth checking before a long run; exit 1 on ✗."""
-    home = Home.open(home_path)
-    checks = [_packages(), _model(home), _suites(home), _disk(home), _memory(home), _processes(home), _checkpoint(home)]
-    if not emit(checks, as_json):
-        table(("", "", "found"), [(c.mark, c.what, " · ".join(filter(None, (c.found, c.fix)))) for c in checks])
-    if any(check.mark == "✗" for check in checks):
-        raise SystemExit(1)
 
 
 def doctor(
@@ -173,56 +144,3 @@ def _tail(log: Path, lines: int) -> list[str]:
     with log.open("rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
         return stream.read().decode(errors="replace").splitlines()[-lines:]
-
-
-def _packages() -> Check:
-    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return Check("✓", "packages", found)
-
-
-def _model(home: Home) -> Check:
-    try:
-        folder = versions.resolve(home, connect(home), "base")
-        tokenizer = load_tokenizer(folder)
-    except StokeholdError as error:
-        return Check("✗", "base model", error.what, error.fix)
-    return Check("✓", "base model", f"{home.config().model.architecture}, {tokenizer.size} tokens")
-
-
-def _suites(home: Home) -> Check:
-    names = suites.suite_names(home)
-    if not names:
-        return Check("⚠", "suites", "none yet", "put held-out work into suites/, or let ingest hold a share out")
-    return Check("✓", "suites", ", ".join(names))
-
-
-def _disk(home: Home) -> Check:
-    usage = shutil.disk_usage(home.root)
-    found = f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
-    if usage.free < LOW_DISK_SHARE * usage.total:
-        return Check("⚠", "disk", found, "free some space: checkpoints need it")
-    return Check("✓", "disk", found)
-
-
-def _memory(home: Home) -> Check:
-    """Weights, gradients and two moments in the model's type; activations come on top."""
-    memory = psutil.virtual_memory()
-    folder = home.root / home.config().model.base
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    found = f"{memory.available / GIB:.1f} GiB available, weights and optimiser {4 * weights / GIB:.2f} GiB"
-    if 4 * weights > memory.available:
-        return Check("✗", "memory", found, "take a smaller model")
-    return Check("✓", "memory", found)
-
-
-def _processes(home: Home) -> Check:
-    if (held := holder(home, ("supervisor", "trainer"))) is not None:
-        return Check("⚠", "processes", f"in use by {held}", "`stoke down` stops it")
-    return Check("✓", "processes", "none holds this home")
-
-
-def _checkpoint(home: Home) -> Check:
-    found = checkpoints.latest(home, connect(home))
-    if found.passed_over:
-        return Check("⚠", "checkpoints", f"{len(found.passed_over)} damaged", "`stoke doctor` names them")
-    return Check("✓", "checkpoints", Path(found.checkpoint.path).name if found.checkpoint else "none yet")

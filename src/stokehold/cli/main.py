@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import TyperException
 
 from stokehold import __version__
-from stokehold.cli import demo, inspect, places, queue, tasks, versions, work
+from stokehold.cli import demo, init, inspect, places, preflight, queue, tasks, versions, work
 from stokehold.cli.output import fail, fail_on_fault
 from stokehold.core.errors import StokeholdError, UsageError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (demo, places, queue, work, versions, tasks, inspect):
+for module in (demo, init, preflight, places, queue, work, versions, tasks, inspect):
     module.add_to(app)
 
 

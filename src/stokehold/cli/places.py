@@ -1,8 +1,7 @@
-"""Homes: made, started, stopped, looked at."""
+"""Homes: started, stopped, looked at."""
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +13,14 @@ import orjson
 import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption, become
-from stokehold.cli.output import console, emit, table
-from stokehold.core.config import Config, describe, parse_config
-from stokehold.core.errors import BusyError, InputError, StokeholdError, UsageError
-from stokehold.store.bases import import_base
+from stokehold.cli.output import console, emit
+from stokehold.cli.status import status_lines
+from stokehold.core.errors import BusyError, StokeholdError, UsageError
 from stokehold.store.database import connect
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
 from stokehold.supervisor.status import payload
 
-TINY = "tiny"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 LOCK = ("supervisor",)
 START_S = 30.0
 STOP_S = 180.0
@@ -32,67 +28,8 @@ POLL_S = 0.1
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (init, up, down, status):
+    for command in (up, down, status):
         app.command()(command)
-
-
-def init(
-    folder: Annotated[Path, typer.Argument(help="Where the home is made.")],
-    model: Annotated[str, typer.Option(help="A model folder, or `tiny` for the embedded one.")] = TINY,
-    method: Annotated[str, typer.Option(help="What is trained: full trains every weight.")] = "full",
-    as_json: JsonOption = False,
-) -> None:
-    """Makes a home with a commented stoke.toml and its base model."""
-    home = make_home(folder, model, parse_config({"model": {"method": method}}, "--method"))
-    config = home.config()
-    if not emit({"home": str(home.root), "base": config.model.base, "model": config.model.architecture}, as_json):
-        console.print(f"home {home.root}: {config.model.architecture}, base {config.model.base}")
-        console.print(f"next: drop a JSONL file into {home.inbox}, then `stoke up --home {home.root}`")
-
-
-def make_home(folder: Path, model: str, config: Config) -> Home:
-    """A new home whose base is a model folder or the embedded tiny one; nothing is left behind when that fails."""
-    source = Path(model)
-    if model != TINY and not source.is_dir():
-        raise InputError("no such model folder", model, _how_to_bring(model))
-    fresh = not folder.exists()
-    home = Home.create(folder, config)
-    try:
-        if model == TINY:
-            source = make_tiny(home)
-        base = import_base(home, source)
-    except BaseException:
-        home.config_path.unlink()
-        if fresh:
-            shutil.rmtree(home.root)
-        raise
-    facts = {"base": base.path, "architecture": base.architecture, "vocabulary": base.vocabulary}
-    tree = config.model_dump(mode="json")
-    longest = min(config.data.max_length, base.context_tokens or config.data.max_length)
-    tree |= {"model": {**tree["model"], **facts}, "data": {**tree["data"], "max_length": longest}}
-    home.write_config(describe(parse_config(tree)))
-    return home
-
-
-def _how_to_bring(model: str) -> str:
-    """Nothing is downloaded here, so that nothing leaves the machine unasked."""
-    if not HUB_ID.fullmatch(model):
-        return "give the folder that save_pretrained wrote, or `tiny`"
-    folder = model.rpartition("/")[2]
-    return (
-        "nothing is downloaded here: where there is a network, `hf download "
-        f"{model} --local-dir {folder}`, bring that folder, then `stoke init DIR --model {folder}`"
-    )
-
-
-def make_tiny(home: Home) -> Path:
-    """Makes the embedded model in a process of its own: this one stays without torch."""
-    folder = home.base / ".tiny"
-    command = [sys.executable, "-m", "stokehold.pipeline.tiny", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StokeholdError("the tiny model could not be made", done.stderr[-800:], "see the lines above")
-    return folder
 
 
 def up(
@@ -166,29 +103,11 @@ def stop(home: Home) -> bool:
     return True
 
 
-SHOWN = (
-    ("status", "status"),
-    ("step", "current_step"),
-    ("of", "total_steps"),
-    ("loss", "loss"),
-    ("tokens/s", "tokens_per_sec"),
-    ("file", "current_file"),
-    ("held-out exact", "fixed_eval_em"),
-    ("queue", "batch_queue_size"),
-)
-
-
 def status(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """How things stand: the status payload."""
     home = Home.open(home_path)
     db = connect(home)
     facts = payload(home, db)
     if not emit(facts, as_json):
-        rows = [(name, _short(facts.get(key))) for name, key in SHOWN]
-        table(("", str(home.root)), rows)
-        for alert in facts["active_alerts"]:
-            console.print(f"! {alert['kind']}: {alert['text']}")
-
-
-def _short(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value
+        for line in status_lines(home, facts):
+            console.print(line)

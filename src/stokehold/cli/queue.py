@@ -9,9 +9,10 @@ import typer
 from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import complain, console, emit, table, when
 from stokehold.core.errors import InputError, StokeholdError, UsageError
-from stokehold.core.records import Job, JobState, Priority, Rejection
+from stokehold.core.records import Job, JobState, Priority, Rejection, TokenReport
 from stokehold.data.formats import parse_line
 from stokehold.data.lines import read_lines
+from stokehold.data.profile import profile_of
 from stokehold.store import control, events, job_rows, jobs
 from stokehold.store.database import connect
 from stokehold.store.home import Home
@@ -70,7 +71,10 @@ def validate(
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Checks every line of a file as ingest would, without a home or a model; exit 1 when no line is good."""
+    """Checks every line of a file as ingest would; in a home also tells what its tokens look like, of all its rows.
+
+    Exit 1 when no line is good.
+    """
     if not file.is_file():
         raise InputError("no such file", str(file), "check the path")
     limit = Home.open(home_path).config().data.max_line_bytes if (home_path / "stoke.toml").is_file() else 64 * 1024**2
@@ -83,14 +87,46 @@ def validate(
             good += 1
             if outcome.note:
                 notes[outcome.note] = notes.get(outcome.note, 0) + 1
-    if not emit({"file": str(file), "accepted": good, "rejected": bad, "notes": notes}, as_json):
+    tokens, warning = _tokens(file, home_path) if good else (None, None)
+    facts = {"file": str(file), "accepted": good, "rejected": bad, "notes": notes}
+    if not emit({**facts, "tokens": tokens, "mask_warning": warning}, as_json):
         console.print(f"{file.name}: {good} good lines, {len(bad)} bad")
         for note, count in notes.items():
             console.print(f"  {note}: {count} rows")
+        if tokens is not None:
+            console.print(
+                f"  tokens a row: p50 {tokens.p50}, p95 {tokens.p95}, p99 {tokens.p99}, longest {tokens.max}; "
+                f"{tokens.truncated_share:.1%} longer than max_length {tokens.max_length}, "
+                f"{tokens.masked_share:.1%} of tokens carry no loss"
+            )
+        if warning is not None:
+            console.print(f"  {warning}")
         for rejection in bad[:SHOWN_REJECTIONS]:
             console.print(f"  line {rejection.line}: {rejection.reason} · {rejection.excerpt}")
     if not good:
         raise SystemExit(1)
+
+
+def _tokens(file: Path, home_path: Path) -> tuple[TokenReport | None, str | None]:
+    """The token report of the good lines and what is suspicious in their mask; nothing without a home's model."""
+    if not (home_path / "stoke.toml").is_file():
+        return None, None
+    # Deferred: no other command here needs a tokenizer, and each would start later for it.
+    from stokehold.data.report import measure
+    from stokehold.data.tokenizer import load_tokenizer
+
+    home = Home.open(home_path)
+    config = home.config()
+    if not config.model.base:
+        return None, None
+    tokenizer = load_tokenizer(home.root / config.model.base, profile_of(config.data))
+    lines = (line for line in read_lines(file, config.data.max_line_bytes) if not isinstance(line, Rejection))
+    parsed = (parse_line(line, file.name) for line in lines)
+    samples = (outcome.sample for outcome in parsed if not isinstance(outcome, Rejection))
+    try:
+        return measure(samples, tokenizer, config.data.max_length)
+    except InputError as error:
+        return None, error.what
 
 
 def queue(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:

@@ -21,8 +21,12 @@ LOCKED_KEYS = (
     "model.dtype",
     "data.max_length",
     "data.profile",
+    "training.optimizer",
 )
 """Keys that may not change under a running lineage: resumed steps would train another model."""
+
+LOCKED_ADAPTER_KEYS = ("adapter.rank", "adapter.alpha", "adapter.targets", "adapter.dora", "adapter.rslora")
+"""Locked too where adapters are trained."""
 
 
 class Section(BaseModel):

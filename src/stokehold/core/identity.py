@@ -4,7 +4,6 @@ All hashes are BLAKE3, written in hex. The held-out share of task families is de
 the firewall at ingest and an evaluation suite can never disagree.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 from blake3 import blake3
@@ -17,22 +16,26 @@ ID_HEX_CHARS = 16
 HOLDOUT_MODULUS = 16
 """One identity in 16 is held out (reference: tasks)."""
 
-_SPACE = re.compile(r"\s+")
-
 
 def content_hash(*parts: str) -> str:
     """64 hex characters over the parts, each length-prefixed so that ("ab","c") differs from ("a","bc")."""
-    hasher = blake3()
-    for part in parts:
-        encoded = part.encode()
-        hasher.update(len(encoded).to_bytes(8, "little"))
-        hasher.update(encoded)
-    return hasher.hexdigest()
+    return blake3(framed(*parts)).hexdigest()
+
+
+def framed(*parts: str) -> bytes:
+    """The parts as one sequence of bytes, each behind its length: what `content_hash` hashes."""
+    encoded = [part.encode() for part in parts]
+    return b"".join([piece for part in encoded for piece in (len(part).to_bytes(8, "little"), part)])
 
 
 def short_id(*parts: str) -> str:
     """The first `ID_HEX_CHARS` of `content_hash`."""
     return content_hash(*parts)[:ID_HEX_CHARS]
+
+
+def short_id_of(content: bytes) -> str:
+    """As `short_id` of one part that is UTF-8 already."""
+    return blake3(len(content).to_bytes(8, "little") + content).hexdigest()[:ID_HEX_CHARS]
 
 
 def is_holdout(identity: str) -> bool:
@@ -42,7 +45,7 @@ def is_holdout(identity: str) -> bool:
 
 def normalise(text: str) -> str:
     """Case and white space folded, so that a reformatted copy of a prompt is still that prompt."""
-    return _SPACE.sub(" ", text).strip().casefold()
+    return " ".join(text.split()).casefold()
 
 
 def prompt_hash(messages: Sequence[Message]) -> str:

@@ -85,6 +85,21 @@ class TokenReport:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowTokens:
+    """Tokens of one window of a file's rows, those that the chat template refuses left out.
+
+    `lengths` are the tokens of each row's longest document, in order; `trained` counts tokens that carry loss, in all
+    documents; `conversations` counts rows that are not plain text.
+    """
+
+    window_rows: int
+    window: int
+    lengths: tuple[int, ...]
+    trained: int
+    conversations: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """One accepted file. `accepted` = rows to train + `held_out`; `rejected` lines stand beside it. Immutable."""
 

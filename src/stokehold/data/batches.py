@@ -6,7 +6,7 @@ window are done, makes exactly the batches that an uninterrupted one would (see 
 windows are in memory: the one being trained and the next, which a thread tokenises meanwhile.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from stokehold.core.errors import InputError
 from stokehold.core.identity import short_id
-from stokehold.core.records import Rejection, Sample
+from stokehold.core.records import Rejection, Sample, WindowTokens
 from stokehold.data.formats import from_row
 from stokehold.data.lines import EXCERPT_CHARS
 from stokehold.data.packing import pack
+from stokehold.data.report import count_tokens
 from stokehold.data.tokenizer import ChatTokenizer, Document
 
 
@@ -89,6 +90,7 @@ class _Window:
     rows: tuple[_Row, ...]
     rejected: tuple[Rejection, ...]
     empty: bool
+    tokens: WindowTokens | None
 
 
 class Batches:
@@ -112,8 +114,13 @@ class Batches:
         epochs: int,
         cursor: Cursor,
         ahead: bool = True,
+        counted: Callable[[WindowTokens], None] | None = None,
     ) -> None:
-        """`capacity` and `max_length` in tokens; `ahead` tokenises the next window on a thread, with equal results."""
+        """`capacity` and `max_length` in tokens; `ahead` tokenises the next window on a thread, with equal results.
+
+        `counted` is told the tokens of every window of the first epoch as it is begun, on the caller's thread.
+        """
+        self._counted = counted
         self.rejected: list[Rejection] = []
         self._path, self._tokenizer = rows_path, tokenizer
         self._window_rows = cursor.window_rows or window_rows
@@ -163,15 +170,18 @@ class Batches:
 
     def _load(self, epoch: int, number: int) -> _Window:
         samples = self._read(number)
+        outcomes = self._tokenizer.encode_many(samples)
         rows, rejected = [], []
-        for place, (sample, outcome) in enumerate(zip(samples, self._tokenizer.encode_many(samples), strict=True)):
+        for place, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
             row = self._admit(place, sample, outcome)
             if isinstance(row, _Row):
                 rows.append(row)
             else:
                 line = sample.provenance.line or number * self._window_rows + place + 1
                 rejected.append(Rejection(line, row, _excerpt(sample)))
-        return _Window(epoch, number, tuple(rows), tuple(rejected), empty=not samples)
+        wanted = self._counted is not None and epoch == 0 and samples
+        tokens = count_tokens(samples, outcomes, self._window_rows, number) if wanted else None
+        return _Window(epoch, number, tuple(rows), tuple(rejected), empty=not samples, tokens=tokens)
 
     def _read(self, number: int) -> list[Sample]:
         """The rows of window `number`; the place where each window begins is remembered."""
@@ -202,6 +212,8 @@ class Batches:
         return _Row(number, sample.id, tuple(outcome), together)
 
     def _record(self, window: _Window) -> None:
+        if self._counted is not None and window.tokens is not None:
+            self._counted(window.tokens)
         self.rejected += [one for one in window.rejected if one.line not in self._refused]
         self._refused.update(one.line for one in window.rejected)
 

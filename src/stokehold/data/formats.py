@@ -4,17 +4,16 @@ JSON is read strictly: no NaN, no key twice, no lone surrogate, nothing that can
 is not the product's own format is converted with a note; notes are few and fixed, so that they can be counted.
 """
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
-from stokehold.core.identity import short_id
+from stokehold.core.identity import short_id_of
 from stokehold.core.records import Message, Provenance, Rejection, Sample
 from stokehold.data.lines import Line, excerpt
+from stokehold.data.strict import Refused, kind_of, read_object
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,20 +33,21 @@ RELATIONAL_KEYS = ("type", "has_presence", "context")
 
 LEFT_OUT = "other keys left out"
 
-MAX_DIGITS = 20
-"""No 64-bit integer is written longer, and rows are stored with no more; reading longer ones takes quadratic time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """An accepted line; `note` says what was converted, None for the product's own format."""
+    """An accepted line; `note` says what was converted, None for the product's own format.
+
+    `stored` is the row that `to_row` makes, written as JSON, from behind its id.
+    """
 
     sample: Sample
     note: str | None = None
+    stored: bytes = b""
 
-
-class _Refused(ValueError):
-    """Why a line cannot be used; becomes the reason of its Rejection."""
+    def row(self, row_id: str) -> bytes:
+        """The row as a dataset holds it, under this id and with its line end."""
+        return b'{"id":%s%s\n' % (orjson.dumps(row_id), self.stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,14 @@ class _Content:
 def parse_line(line: Line, file: str) -> Parsed | Rejection:
     """The sample of a line of `file`, or why there is none. Its id is that of what is said: equal for equal lines."""
     try:
-        tree = _read(line.raw.decode())
+        tree = read_object(line.raw)
         content = _convert(tree)
-        sample = _sample(content, tree, Provenance(file=file, line=line.number))
-    except _Refused as refused:
+        sample, stored = _sample(content, tree, Provenance(file, line.number))
+    except Refused as refused:
         return Rejection(line.number, str(refused), excerpt(line.raw))
-    left_out = content.lossy or bool(set(tree) - {*content.keys, "metadata"})
+    left_out = content.lossy or not (tree.keys() <= {*content.keys, "metadata"})
     notes = [note for note in (content.note, LEFT_OUT if left_out else None) if note]
-    return Parsed(sample, "; ".join(notes) or None)
+    return Parsed(sample, "; ".join(notes) or None, stored)
 
 
 def to_row(sample: Sample) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def to_row(sample: Sample) -> dict[str, Any]:
 
     The file is not repeated in every row: the dataset names it.
     """
-    row: dict[str, Any] = {"id": sample.id, **_said(sample), "metadata": dict(sample.metadata)}
+    row: dict[str, Any] = {"id": sample.id, **_said_by(sample.messages, sample.text), "metadata": dict(sample.metadata)}
     row["line"] = sample.provenance.line
     origin = {k: v for k, v in asdict(sample.provenance).items() if k in ("generator", "parent", "depth") and v}
     return {**row, "provenance": origin} if origin else row
@@ -94,39 +94,26 @@ def from_row(row: Mapping[str, Any], file: str | None = None) -> Sample:
     return Sample(row["id"], messages, text, provenance, row.get("metadata") or {})
 
 
-def _said(sample: Sample) -> dict[str, Any]:
-    if sample.text is not None:
-        return {"text": sample.text}
-    return {"messages": [{"role": m.role, "content": m.content} for m in sample.messages]}
+def _said_by(messages: Sequence[Message], text: str | None) -> dict[str, Any]:
+    if text is not None:
+        return {"text": text}
+    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
 
 
-def _read(text: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite, parse_int=_integer
-        )
-    except json.JSONDecodeError as error:
-        raise _Refused(f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise _Refused("nested too deeply") from error
-    if not isinstance(tree, dict):
-        raise _Refused(f"not a JSON object but {_kind(tree)}")
-    return tree
-
-
-def _sample(content: _Content, tree: Mapping[str, Any], provenance: Provenance) -> Sample:
+def _sample(content: _Content, tree: Mapping[str, Any], provenance: Provenance) -> tuple[Sample, bytes]:
+    """The sample, and its row as JSON from behind the id."""
     metadata = tree.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
-        raise _Refused(f"metadata is {_kind(metadata)}, not an object")
+        raise Refused(f"metadata is {kind_of(metadata)}, not an object")
     merged = {**(metadata or {}), **(content.metadata or {})}
-    sample = Sample("", content.messages, content.text, provenance, merged)
     try:
-        # The whole row is written once here: what cannot be stored (surrogates, depth) must not get past this line.
-        orjson.dumps(to_row(sample))
-        identity = short_id(orjson.dumps(_said(sample)).decode())
+        # The whole row is written here: what cannot be stored (surrogates, depth) must not get past these lines.
+        said = orjson.dumps(_said_by(content.messages, content.text))
+        rest = orjson.dumps({"metadata": merged, "line": provenance.line})
     except TypeError as error:
-        raise _Refused(f"cannot be stored: {error}") from error
-    return Sample(identity, content.messages, content.text, provenance, merged)
+        raise Refused(f"cannot be stored: {error}") from error
+    sample = Sample(short_id_of(said), content.messages, content.text, provenance, merged)
+    return sample, b",%s,%s" % (said[1:-1], rest[1:])
 
 
 def _convert(tree: dict[str, Any]) -> _Content:
@@ -134,9 +121,9 @@ def _convert(tree: dict[str, Any]) -> _Content:
         if all(key in tree for key in keys):
             content = convert(tree)
             if content.text is None and not any(m.role == "assistant" and m.content.strip() for m in content.messages):
-                raise _Refused("no assistant turn with content")
+                raise Refused("no assistant turn with content")
             return content
-    raise _Refused(f"no known format; keys: {', '.join(sorted(tree)[:8]) or 'none'}")
+    raise Refused(f"no known format; keys: {', '.join(sorted(tree)[:8]) or 'none'}")
 
 
 def _chat(tree: dict[str, Any]) -> _Content:
@@ -145,9 +132,9 @@ def _chat(tree: dict[str, Any]) -> _Content:
     for number, turn in enumerate(turns, start=1):
         role = turn.get("role")
         if role not in ROLES:
-            raise _Refused(f"message {number} has role {role!r}, not system, user or assistant")
+            raise Refused(f"message {number} has role {role!r}, not system, user or assistant")
         messages.append(Message(role, _string(turn, "content", f"message {number}: ")))
-    lossy = any(set(turn) - {"role", "content"} for turn in turns)
+    lossy = any(not (turn.keys() <= {"role", "content"}) for turn in turns)
     return _Content(("messages",), None, tuple(messages), lossy=lossy)
 
 
@@ -157,9 +144,9 @@ def _sharegpt(tree: dict[str, Any]) -> _Content:
     for number, turn in enumerate(turns, start=1):
         role = SHAREGPT_ROLES.get(str(turn.get("from")))
         if role is None:
-            raise _Refused(f"turn {number} is from {turn.get('from')!r}")
+            raise Refused(f"turn {number} is from {turn.get('from')!r}")
         messages.append(Message(role, _string(turn, "value", f"turn {number}: ")))
-    lossy = any(set(turn) - {"from", "value"} for turn in turns)
+    lossy = any(not (turn.keys() <= {"from", "value"}) for turn in turns)
     return _Content(("conversations",), "converted from ShareGPT conversations", tuple(messages), lossy=lossy)
 
 
@@ -205,56 +192,24 @@ def _exchange(question: str, answer: str) -> tuple[Message, ...]:
 def _turns(tree: dict[str, Any], key: str, keys: set[str]) -> list[dict[str, Any]]:
     turns = tree[key]
     if not isinstance(turns, list) or not turns:
-        raise _Refused(f"{key} is {_kind(turns)}, not a filled list")
+        raise Refused(f"{key} is {kind_of(turns)}, not a filled list")
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise _Refused(f"{key} {number} is {_kind(turn)}, not an object")
+            raise Refused(f"{key} {number} is {kind_of(turn)}, not an object")
         if turn.get("tool_calls") or turn.get("function_call"):
-            raise _Refused(f"{key} {number} calls a tool, which is not supported")
+            raise Refused(f"{key} {number} calls a tool, which is not supported")
     return turns
 
 
 def _string(tree: Mapping[str, Any], key: str, where: str = "") -> str:
     value = tree.get(key)
     if not isinstance(value, str):
-        raise _Refused(f"{where}{key} is {_kind(value)}, not a string" if key in tree else f"{where}no {key}")
+        raise Refused(f"{where}{key} is {kind_of(value)}, not a string" if key in tree else f"{where}no {key}")
     return value
 
 
 def _filled(tree: Mapping[str, Any], key: str) -> str:
     value = _string(tree, key)
     if not value.strip():
-        raise _Refused(f"{key} is empty")
+        raise Refused(f"{key} is empty")
     return value
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    return names.get(type(value), "a number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Refused(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
-    return tree
-
-
-def _constant(name: str) -> NoReturn:
-    raise _Refused(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise _Refused("a number beyond what a float holds")
-    return value
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise _Refused("an integer beyond 64 bits")
-    return int(digits)

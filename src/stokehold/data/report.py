@@ -1,13 +1,13 @@
 """What a file's tokens look like: lengths of all its rows, never of a sample, and how much of them is trained."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
 
 import numpy as np
 
 from stokehold.core.errors import InputError
-from stokehold.core.records import Sample, TokenReport
-from stokehold.data.tokenizer import ChatTokenizer
+from stokehold.core.records import Sample, TokenReport, WindowTokens
+from stokehold.data.tokenizer import ChatTokenizer, Document
 
 LENGTH_STEP = 64
 """Suggested lengths are multiples of this."""
@@ -17,6 +17,12 @@ OUTLIER = 2.0
 
 LEAST_MASKED, MOST_MASKED = 0.15, 0.95
 """Conversations outside these shares are usually masked wrongly: prompts trained, or answers all but empty."""
+
+EXAMPLES = 3
+"""Rows shown with a warning."""
+
+CHUNK_ROWS = 256
+"""Rows tokenised at a time where nothing but their counts is wanted."""
 
 TRAINED_MARKS = ("⟦", "⟧")
 
@@ -44,6 +50,41 @@ def token_report(lengths: Sequence[int], trained_counts: Sequence[int], max_leng
         suggested_max_length=-(-wanted // LENGTH_STEP) * LENGTH_STEP,
         masked_share=1.0 - sum(trained_counts) / int(sizes.sum()),
     )
+
+
+def count_tokens(
+    samples: Sequence[Sample], outcomes: Sequence[list[Document] | InputError], window_rows: int, window: int
+) -> WindowTokens:
+    """The counts of one window of rows and what `ChatTokenizer.encode_many` made of them."""
+    usable = [documents for documents in outcomes if not isinstance(documents, InputError)]
+    return WindowTokens(
+        window_rows,
+        window,
+        tuple(max(len(document.ids) for document in documents) for documents in usable),
+        sum(int(document.trained.sum()) for documents in usable for document in documents),
+        sum(bool(s.messages) for s, found in zip(samples, outcomes, strict=True) if not isinstance(found, InputError)),
+    )
+
+
+def measure(samples: Iterable[Sample], tokenizer: ChatTokenizer, max_length: int) -> tuple[TokenReport, str | None]:
+    """The report over all of `samples` and what is suspicious in their mask; memory for one integer a row.
+
+    Rows that the chat template refuses are left out: training rejects them, with their number. InputError as for
+    `token_report`.
+    """
+    rows = iter(samples)
+    counted: list[WindowTokens] = []
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        counted.append(count_tokens(chunk, tokenizer.encode_many(chunk), CHUNK_ROWS, len(counted)))
+    return summarise(counted, max_length)
+
+
+def summarise(counted: Sequence[WindowTokens], max_length: int) -> tuple[TokenReport, str | None]:
+    """The report over all windows, and what is suspicious in the mask; InputError as for `token_report`."""
+    lengths = [length for window in counted for length in window.lengths]
+    report = token_report(lengths, [window.trained for window in counted], max_length)
+    plain = not any(window.conversations for window in counted)
+    return report, mask_warning(report.masked_share, plain_text=plain)
 
 
 def mask_warning(masked_share: float, *, plain_text: bool = False) -> str | None:

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stokehold.core.errors import InputError
 from stokehold.core.records import Message
+from stokehold.data.profile import EmojiThink
 
 FOLDED_SYSTEM = "the template has no system role: folded into the next user turn"
 
@@ -68,11 +69,13 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """The template `source`, with the special tokens it may name (`bos_token`, …) and the control tokens that
-    typed text must not make."""
+    """The template `source`, with the special tokens it may name (`bos_token`, …), the control tokens that typed text
+    must not make, and the `profile` that conversations are dressed in before the template sees them."""
 
-    def __init__(self, source: str, special: Mapping[str, str], control: Iterable[str]) -> None:
-        self.source = source
+    def __init__(
+        self, source: str, special: Mapping[str, str], control: Iterable[str], profile: EmojiThink | None = None
+    ) -> None:
+        self.source, self.profile = source, profile
         self._special = dict(special)
         longest_first = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -132,7 +135,8 @@ class ChatTemplate:
         return start, end + len(self.end_of_turn)
 
     def _prepare(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        plain = [{"role": m.role, "content": self._mark(m.content)} for m in messages]
+        dressed = messages if self.profile is None else self.profile.dress(messages)
+        plain = [{"role": m.role, "content": self._mark(m.content)} for m in dressed]
         return fold_system(plain) if self.folds_system else plain
 
     def _mark(self, content: str) -> str:

@@ -19,6 +19,8 @@ from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models,
 from stokehold.core.errors import InputError, NotFoundError
 from stokehold.core.identity import short_id
 from stokehold.core.records import Message, Sample
+from stokehold.data.bytelevel import ByteLevel, byte_of
+from stokehold.data.profile import EmojiThink, shown, unwrap
 from stokehold.data.template import ChatTemplate, Rendering
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -46,8 +48,9 @@ WORDS = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+
 run behind a quote never has the quote or a space in it, so a syllable has the same tokens in a bank and in JSON."""
 
 
-TOGETHER = 64
-"""Renderings encoded in one call: an encoding with its offsets takes about 100 bytes a token until it is masked."""
+TOGETHER = 256
+"""Renderings encoded in one call, on every core it is given; an encoding takes about 100 bytes a token until it is
+masked."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +72,7 @@ class ChatTokenizer:
         self._chat = _copy(tokenizer)
         self._chat.post_processor = None
         self._typed = Tokenizer.from_str(json.dumps({**json.loads(self._chat.to_str()), "added_tokens": []}))
+        self._bytes = ByteLevel.read(self._chat, self._typed)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values()) + 1
         ends = {special.get("eos_token", template.end_of_turn), template.end_of_turn}
@@ -77,8 +81,13 @@ class ChatTokenizer:
 
     @property
     def template_hash(self) -> str:
-        """Identity of the chat template: another template is another training form."""
-        return short_id(self.template.source)
+        """Identity of the chat template and the profile: another one is another training form."""
+        return short_id(self.template.source, *([self.profile.identity] if self.profile else []))
+
+    @property
+    def profile(self) -> EmojiThink | None:
+        """What conversations are dressed in on their way to tokens, and answers freed of on their way back."""
+        return self.template.profile
 
     @property
     def folds_system(self) -> bool:
@@ -140,6 +149,14 @@ class ChatTokenizer:
         """The text of `ids`; special tokens are skipped unless they are to be seen."""
         return str(self._text.decode(list(ids), skip_special_tokens=not keep_special))
 
+    def answer_text(self, ids: Iterable[int], complete: bool = True) -> str:
+        """The answer that these generated tokens are, without the profile's marks; of one that is not `complete`, what
+        is certain."""
+        text = self.decode(ids)
+        if self.profile is None:
+            return text
+        return unwrap(text) if complete else shown(text)
+
     def _encode_texts(self, texts: list[str]) -> list[Document]:
         """Plain text with what the tokenizer itself puts around it (some models read a begin-of-text token)."""
         return [_document(encoding.ids, slice(None)) for encoding in self._text.encode_batch_fast(texts)]
@@ -149,14 +166,27 @@ class ChatTokenizer:
             yield from self._encode_chunk(chunk)
 
     def _encode_chunk(self, renderings: list[Rendering]) -> list[Document]:
+        fast = [self._bytes is not None and not r.typed and self._bytes.takes(r.text) for r in renderings]
+        documents = iter(self._by_bytes([r for r, is_fast in zip(renderings, fast, strict=True) if is_fast]))
+        done = [next(documents) if is_fast else None for is_fast in fast]
+        left = [r for r, document in zip(renderings, done, strict=True) if document is None]
+        others = iter(self._by_offsets(left))
+        return [next(others) if document is None else document for document in done]
+
+    def _by_bytes(self, renderings: list[Rendering]) -> Iterator[Document | None]:
+        """The documents whose tokens' bytes tell their places, None where one crosses the beginning of an answer."""
+        if self._bytes is None or not renderings:
+            return
+        for rendering, ids in zip(renderings, self._bytes.encode([r.text for r in renderings]), strict=True):
+            ends = self._bytes.ends(rendering.text, ids)
+            yield None if ends is None else _masked(rendering, ids, ends)
+
+    def _by_offsets(self, renderings: list[Rendering]) -> Iterator[Document]:
         simple = [r.text for r in renderings if not r.typed]
         encodings = iter(self._chat.encode_batch(simple, add_special_tokens=False))
-        documents = []
         for rendering in renderings:
             encoding = self._encode_rendering(rendering, None if rendering.typed else next(encodings))
-            spans = [slice(*_tokens_of(encoding, span)) for span in rendering.spans]
-            documents.append(_document(encoding.ids, *spans))
-        return documents
+            yield _document(encoding.ids, *(slice(*_tokens_of(encoding, span)) for span in rendering.spans))
 
     def _encode_rendering(self, rendering: Rendering, whole: Encoding | None = None) -> Encoding:
         """The tokens of a rendering; it is encoded in pieces where a token would cross the beginning of an answer."""
@@ -176,7 +206,7 @@ class ChatTokenizer:
         return Encoding.merge(pieces, growing_offsets=True)
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
+def load_tokenizer(folder: Path, profile: EmojiThink | None = None) -> ChatTokenizer:
     """The tokenizer of a model folder. InputError with the fix where it has no tokenizer or no chat template."""
     if not folder.is_dir():
         raise NotFoundError("there is no such model folder", str(folder))
@@ -188,7 +218,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     added = tokenizer.get_added_tokens_decoder()
     control = [t.content for i, t in added.items() if t.special or i in stop_ids or t.content in special.values()]
     try:
-        template = ChatTemplate(_read_template(folder, config), special, control)
+        template = ChatTemplate(_read_template(folder, config), special, control, profile)
     except InputError as error:
         raise InputError(error.what, error.where or str(folder), error.fix) from error
     return ChatTokenizer(tokenizer, template, special, stop_ids)
@@ -237,12 +267,23 @@ def _with_roles(texts: Iterable[str]) -> Iterator[str]:
         yield from ("system", "user", "assistant")
 
 
-def _document(ids: Sequence[int], *trained: slice) -> Document:
+def _document(ids: Sequence[int] | NDArray[np.int32], *trained: slice) -> Document:
     mask = np.zeros(len(ids), dtype=np.bool_)
     for part in trained:
         mask[part] = True
     mask[:1] = False
     return Document(np.asarray(ids, dtype=np.int32), mask)
+
+
+def _masked(rendering: Rendering, ids: NDArray[np.int32], ends: NDArray[np.int64]) -> Document | None:
+    """The document of tokens that end at these bytes; None where one crosses a cut or an edge of a span."""
+    edges = [*rendering.cuts, *itertools.chain.from_iterable(rendering.spans)]
+    at = [byte_of(rendering.text, edge) for edge in edges]
+    places = ends.searchsorted(at).tolist()  # of the token that ends there
+    if any(byte and ends[place] != byte for byte, place in zip(at, places, strict=True)):
+        return None
+    tokens = [place + 1 if byte else 0 for byte, place in zip(at, places, strict=True)][len(rendering.cuts) :]
+    return _document(ids, *(slice(*pair) for pair in zip(tokens[::2], tokens[1::2], strict=True)))
 
 
 def _tokens_of(encoding: Encoding, span: tuple[int, int]) -> tuple[int, int]:

@@ -1,17 +1,23 @@
 """A KV cache that grows by reserving room: adding a token writes one column instead of copying the whole cache.
 
 Transformers' own dynamic layer concatenates at every token; on a CPU that was 88 % of the decoding time of a batch of
-64. Only plain full-attention layers are replaced; sliding-window and linear-attention layers keep their own kind.
+64. Only full-attention layers are replaced: a sliding window's is short. States of other kinds are refused, because
+rows that leave a batch could not be taken out of them.
 """
 
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from stokehold.core.errors import InputError
 
 GROWTH = 1.5
 """Room reserved, in multiples of what is needed: copies stay linear in the length, at most a third is waste."""
+
+KINDS = frozenset({DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__})
+"""Cache layers that can lose rows of their batch."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -47,8 +53,16 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache for one batch of a model with this config."""
+    """An empty cache for one batch of a model with this config; InputError for one that keeps more than keys and
+    values."""
     cache = DynamicCache(config=config)
+    strange = sorted({type(layer).__name__ for layer in cache.layers} - KINDS)
+    if strange:
+        raise InputError(
+            f"its cache has layers of kind {', '.join(strange)}",
+            config.model_type,
+            "use a model whose layers attend, fully or through a sliding window; see docs/models.md",
+        )
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

@@ -4,13 +4,16 @@ Lists of token ids in, lists of token ids and natural-log probabilities out; no 
 model in eval mode without autograd (`inference.borrow`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
 from stokehold.inference.cache import growing_cache
+
+Penalty = Callable[[torch.Tensor, Sequence[int], Sequence[Sequence[int]]], torch.Tensor]
+"""(logits [rows, vocabulary], the rows' prompt numbers, the tokens each has so far) -> logits to choose from."""
 
 COMPACT_SHARE = 0.75
 """Finished rows leave the batch when the live share falls below this: each compaction copies the cache once."""
@@ -42,11 +45,13 @@ def greedy(
     budgets: Sequence[int],
     stop_ids: frozenset[int],
     pad_id: int,
+    penalty: Penalty | None = None,
 ) -> list[Decoded]:
     """Arg-max decoding of all prompts together with one KV cache; `budgets` are new tokens per prompt, each >= 1.
 
     A row ends at a stop token (kept in its ids) or at its budget. Finished rows are dropped from the batch and the
-    cache once enough of them have gathered, so that a few long rows do not pay for the rest.
+    cache once enough of them have gathered, so that a few long rows do not pay for the rest. A `penalty` changes what
+    is chosen; the log-probabilities are the model's own.
     """
     results = [Decoded() for _ in prompts]
     ids, mask = left_pad(prompts, pad_id, model.device)
@@ -64,8 +69,9 @@ def greedy(
             logits_to_keep=1,
         )
         logits = output.logits[:, -1].float()
-        best, ids = logits.max(-1, keepdim=True)
-        logprobs = (best - logits.logsumexp(-1, keepdim=True)).squeeze(-1).tolist()
+        allowed = penalty(logits, rows, [results[row].token_ids for row in rows]) if penalty else logits
+        ids = allowed.max(-1, keepdim=True).indices
+        logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)).squeeze(-1).tolist()
         for slot, (token, logprob) in enumerate(zip(ids.squeeze(-1).tolist(), logprobs, strict=True)):
             if live[slot]:
                 live[slot] = _take(results[rows[slot]], token, logprob, budgets[rows[slot]], stop_ids)

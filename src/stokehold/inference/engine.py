@@ -5,6 +5,7 @@ trainer may call it between two steps on its live weights. Neither batch size no
 ties of logits aside.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ from transformers import PreTrainedModel
 
 from stokehold.core.errors import InputError
 from stokehold.core.records import Completion, Message, Sample
+from stokehold.core.rope import steady_context
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.inference.borrow import borrowed
+from stokehold.inference.cache import growing_cache
 from stokehold.inference.decoding import Decoded, greedy, tail_logprobs
+from stokehold.inference.penalties import StopMarkPenalty
 from stokehold.inference.streaming import Generation
 
 PLAIN_TEXT = "plain text asks nothing: only its likelihood is measured"
@@ -45,18 +49,23 @@ class _Item:
 
 
 class Engine:
-    """One model with its tokenizer. `device` moves the model when given; None leaves it where it is."""
+    """One model with its tokenizer. `device` moves the model when given; None leaves it where it is.
+
+    InputError for a model that cannot decode with a KV cache.
+    """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: ChatTokenizer, device: torch.device | str | None = None
     ) -> None:
+        _refuse_uncached(model)
         self.model = model
         if device is not None:
             torch.nn.Module.to(model, device)
         self.tokenizer = tokenizer
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.context_tokens: int = limit or 2**31
-        """Positions the model has, prompt and answer together."""
+        config = model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or 2**31
+        self.context_tokens = steady_context(getattr(config, "rope_parameters", None), limit)
+        """Positions the model has, prompt and answer together, and treats alike whatever the length."""
         self._context = f"a context of {self.context_tokens}"
 
     def complete(
@@ -110,7 +119,8 @@ class Engine:
                 "send fewer or shorter messages",
             )
         budget = min(max_new_tokens, room)
-        return Generation(self.model, self.tokenizer, prompt, budget, temperature, top_p, seed, stop)
+        penalty = self._penalty([messages])
+        return Generation(self.model, self.tokenizer, prompt, budget, temperature, top_p, seed, stop, penalty)
 
     def _item(self, number: int, sample: Sample) -> _Item:
         if sample.text is not None:
@@ -132,12 +142,21 @@ class Engine:
         budgets = [self._budget(item, max_new_tokens, gold_multiple) for item in answerable]
         prompts = [item.prompt for item in answerable]
         stop_ids, pad_id = self.tokenizer.stop_ids, self.tokenizer.pad_id
-        decoded = greedy(self.model, prompts, budgets, stop_ids, pad_id) if answerable else []
+        penalty = self._penalty([item.sample.question for item in answerable])
+        decoded = greedy(self.model, prompts, budgets, stop_ids, pad_id, penalty) if answerable else []
         by_number = {item.number: result for item, result in zip(answerable, decoded, strict=True)}
         likely = self._likelihoods(batch)
         return {
             item.number: self._completion(item, by_number.get(item.number), likely.get(item.number)) for item in batch
         }
+
+    def _penalty(self, asked: Sequence[Sequence[Message]]) -> StopMarkPenalty | None:
+        """What the tokenizer's profile asks of the answers to these conversations."""
+        profile = self.tokenizer.profile
+        if profile is None:
+            return None
+        marks = [profile.marks(messages) for messages in asked]
+        return StopMarkPenalty(self.tokenizer, [None if one is None else one.stop for one in marks])
 
     def _budget(self, item: _Item, max_new_tokens: int, gold_multiple: float) -> int:
         """New tokens this item may have, at least one."""
@@ -171,7 +190,7 @@ class Engine:
         ended = "stop" if result.stopped else "length"
         return Completion(
             sample_id=item.sample.id,
-            text=self.tokenizer.decode(text_ids),
+            text=self.tokenizer.answer_text(text_ids),
             token_ids=tuple(result.token_ids),
             token_logprobs=tuple(result.logprobs),
             finish_reason=ended if decoded is not None else "error",
@@ -179,3 +198,17 @@ class Engine:
             gold_tokens=len(item.tail) or None,
             error=fault,
         )
+
+
+def _refuse_uncached(model: PreTrainedModel) -> None:
+    """InputError unless the model takes the engine's cache and gives logits for chosen positions."""
+    unwrap = getattr(model, "get_base_model", None)
+    taken = inspect.signature((model if unwrap is None else unwrap()).forward).parameters
+    lacking = [name for name in ("past_key_values", "position_ids", "logits_to_keep") if name not in taken]
+    if lacking:
+        raise InputError(
+            f"the model does not take {', '.join(lacking)}",
+            type(model).__name__,
+            "use a model of a family that docs/models.md names",
+        )
+    growing_cache(model.config)

@@ -4,16 +4,20 @@ Every answer carries the hash of the weights that gave it. A name that is not th
 another model.
 """
 
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from stokehold.core.errors import InputError, IntegrityError, NotFoundError
+from stokehold.core.errors import ConfigError, InputError, IntegrityError, NotFoundError
+from stokehold.data.profile import EmojiThink, profile_of
 from stokehold.data.tokenizer import load_tokenizer
-from stokehold.inference.borrow import ATTENTION
 from stokehold.inference.engine import Engine
+from stokehold.store.adapters import QUANTISATION, base_of
 from stokehold.store.checkpoints import WEIGHTS, weights_hash
 from stokehold.store.database import Database
 from stokehold.store.files import MANIFEST, hash_file, read_manifest
@@ -62,7 +66,8 @@ class Registry:
             # The old weights go first: on a device that is nearly full both would not fit.
             self._served = None
             try:
-                self._served = load(folder, self._home.config().model.dtype, self._device)
+                config = self._home.config()
+                self._served = load(folder, config.model.dtype, self._device, profile_of(config.data))
             except InputError as error:
                 # The folder is at fault and not the request, which an InputError would blame.
                 raise IntegrityError(error.what, error.where, error.fix) from error
@@ -72,21 +77,53 @@ class Registry:
         return resolve(self._home, self._db, self.ref)
 
 
-def load(folder: Path, dtype: str, device: str) -> Served:
-    """The model in `folder`, in eval mode, with the hash of its weights."""
+def load(folder: Path, dtype: str, device: str, profile: EmojiThink | None = None) -> Served:
+    """The model in `folder`, in eval mode, with the hash of its weights; adapters on the base that they name.
+
+    Whatever answers from a folder comes from here: evaluations outside the trainer, comparisons, the server.
+    """
     if not (folder / "config.json").is_file():
         raise InputError("not a model folder: no config.json", str(folder), "name a version, a step or a model folder")
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=ATTENTION,
-    )
+    base = base_of(folder)
+    own = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=own):  # those of a live model beside it must not move
+        model = _pretrained(base or folder, dtype, device, folder / QUANTISATION)
+        if base is not None:
+            model = _with_adapters(model, folder)
     for module in model.modules():
         module.training = False
-    return Served(folder.name, folder, hash_of(folder), Engine(model, load_tokenizer(folder), device))
+    quantised = (folder / QUANTISATION).is_file()  # such a model cannot be moved, and lies on its device already
+    engine = Engine(model, load_tokenizer(folder, profile), None if quantised else device)
+    return Served(folder.name, folder, hash_of(folder), engine)
+
+
+def _pretrained(folder: Path, dtype: str, device: str, quantisation: Path) -> PreTrainedModel:
+    options: dict[str, Any] = {}
+    if quantisation.is_file():
+        settings = BitsAndBytesConfig(**json.loads(quantisation.read_text("utf-8")))
+        options = {"quantization_config": settings, "device_map": {"": device}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except ImportError as error:
+        raise ConfigError("4-bit weights need bitsandbytes", str(folder), "pip install 'stokehold[cuda]'") from error
+    return cast(PreTrainedModel, model)
+
+
+def _with_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapters of the folder in it, not merged: its answers are those it had in training."""
+    # peft imports bitsandbytes where it is, which warns of CPU kernels that nothing here uses
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from peft import PeftModel  # costs seconds, and most folders hold all their weights
+
+    adapted = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
+    return cast(PreTrainedModel, adapted.get_base_model())
 
 
 def hash_of(folder: Path) -> str:

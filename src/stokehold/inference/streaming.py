@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.inference.borrow import borrowed
 from stokehold.inference.cache import growing_cache
+from stokehold.inference.decoding import Penalty
 
 UNFINISHED = "\ufffd"
 """What a tokenizer decodes the first bytes of a longer character to."""
@@ -34,7 +35,7 @@ class TextAssembler:
     def push(self, token: int) -> str:
         """The text that became certain with this token; sets `stopped` when a stop string is complete."""
         self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
+        text = self._tokenizer.answer_text(self._ids, complete=False)
         found = [at for at in (text.find(stop, self._shown) for stop in self._stop) if at >= 0]
         if found:
             self.stopped = True
@@ -45,7 +46,7 @@ class TextAssembler:
 
     def finish(self) -> str:
         """What was held back, once no more tokens come."""
-        text = self._tokenizer.decode(self._ids)
+        text = self._tokenizer.answer_text(self._ids)
         return "" if self.stopped else self._show(text, len(text))
 
     def _held(self, text: str) -> int:
@@ -73,6 +74,7 @@ class Generation(Iterator[str]):
         top_p: float,
         seed: int | None,
         stop: Sequence[str],
+        penalty: Penalty | None = None,
     ) -> None:
         self._model, self._tokenizer, self._prompt = model, tokenizer, list(prompt)
         self._budget, self._temperature, self._top_p = max_new_tokens, temperature, top_p
@@ -80,6 +82,7 @@ class Generation(Iterator[str]):
         # Without a seed every request differs; drawn from the system, so that the global RNG stays where it is.
         self._random.seed() if seed is None else self._random.manual_seed(seed % 2**63)
         self._text = TextAssembler(tokenizer, stop)
+        self._penalty, self._answer = penalty, list[int]()
         self._pieces: Generator[str, None, None] = self._run()
         self.prompt_tokens = len(self._prompt)
         self.completion_tokens = 0
@@ -97,6 +100,7 @@ class Generation(Iterator[str]):
         ids = torch.tensor([self._prompt], device=self._model.device)
         while self.finish_reason is None:
             token = self._next_token(ids, cache)
+            self._answer.append(token)
             self.completion_tokens += 1
             ids = torch.tensor([[token]], device=self._model.device)
             piece = "" if token in self._tokenizer.stop_ids else self._text.push(token)
@@ -112,7 +116,10 @@ class Generation(Iterator[str]):
     def _next_token(self, ids: torch.Tensor, cache: DynamicCache) -> int:
         with borrowed(self._model):
             logits = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-        return sample_token(logits.float(), self._temperature, self._top_p, self._random)
+        logits = logits.float()
+        if self._penalty is not None:
+            logits = self._penalty(logits[None], [0], [self._answer])[0]
+        return sample_token(logits, self._temperature, self._top_p, self._random)
 
 
 def sample_token(logits: torch.Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from stokehold.core.errors import DuplicateError, InputError, StokeholdError, UsageError
 from stokehold.core.records import Job, JobState
 from stokehold.core.records import Step as StepRecord
+from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
 from stokehold.pipeline.ingest import DATASET_ID_CHARS, ingest_file
 from stokehold.pipeline.trainer import Trainer
@@ -127,7 +128,7 @@ def train_files(
         trainer.check()
         control.done(db, "stop")  # asked of nobody, before we came
         control.done(db, "skip")
-        tokenizer = load_tokenizer(versions.resolve(home, db, "base"))
+        tokenizer = load_tokenizer(versions.resolve(home, db, "base"), profile_of(config.data))
         waiting = [open_job(home, db, tokenizer, path, resume) for path in files]
         if len({job.id for job in waiting}) < len(waiting):
             raise UsageError("the same content is given twice", ", ".join(map(str, files)), "give each file once")

@@ -18,19 +18,18 @@ import orjson
 from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Comparison, Evaluation, SuiteResult, Verdict
-from stokehold.data.tokenizer import load_tokenizer
+from stokehold.data.profile import profile_of
 from stokehold.evaluation.verdict import items_needed
-from stokehold.inference.engine import Engine
+from stokehold.inference.registry import load
 from stokehold.pipeline.evaluate import evaluate_weights
 from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.promote import compare_evaluations
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import use_threads
-from stokehold.store import checkpoints, versions
+from stokehold.store import versions
 from stokehold.store.database import Database, connect
-from stokehold.store.files import MANIFEST, hash_file, read_manifest
+from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
-from stokehold.training.model import load_model
 
 
 def evaluate_ref(
@@ -41,9 +40,8 @@ def evaluate_ref(
     suites = open_suites(home, names or config.evaluation.suites)
     if not suites:
         raise NotFoundError("this home has no suite", str(home.suites), "put a JSONL file there, or train a file first")
-    model = load_model(folder, config.model.dtype, config.devices.trainer)
-    engine = Engine(model, load_tokenizer(folder))
-    weights, step = weights_of(folder)
+    served = load(folder, config.model.dtype, config.devices.trainer, profile_of(config.data))
+    step = read_manifest(folder).get("step") if (folder / MANIFEST).is_file() else None
     batches = sum(math.ceil(len(suite.samples) / config.evaluation.batch_size) for suite in suites)
     done = itertools.count(1)
 
@@ -53,16 +51,7 @@ def evaluate_ref(
                 ref, min(1.0, next(done) / batches), f"evaluating on {', '.join(suite.name for suite in suites)}"
             )
 
-    return evaluate_weights(home, db, config, engine, ref, weights, step, suites, between)
-
-
-def weights_of(folder: Path) -> tuple[str, int | None]:
-    """Hash of the weights in a folder, by its manifest where it has one, and the step they were taken at."""
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        return checkpoints.weights_hash(manifest["files"]), manifest.get("step")
-    weights = sorted(folder.glob("*.safetensors"))
-    return checkpoints.weights_hash([{"path": path.name, "blake3": hash_file(path)} for path in weights]), None
+    return evaluate_weights(home, db, config, served.engine, ref, served.weights_hash, step, suites, between)
 
 
 def evaluation_answer(evaluation: Evaluation, ref: str) -> dict[str, Any]:

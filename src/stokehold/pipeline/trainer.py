@@ -4,15 +4,12 @@ Everything here runs on the thread that owns the device. The model stays in memo
 from disk when the newest checkpoint is not the one it was left at (a failure, a going back, another process).
 """
 
-import logging
-import os
+import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import orjson
 import torch
@@ -22,10 +19,10 @@ from stokehold.core.errors import DiskFullError, IntegrityError
 from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step, Version
 from stokehold.data.batches import Cursor
 from stokehold.data.formats import from_row
-from stokehold.data.tokenizer import load_tokenizer
+from stokehold.data.profile import profile_of
 from stokehold.evaluation.scorers import score
 from stokehold.inference.engine import Engine
-from stokehold.pipeline import watchdog
+from stokehold.inference.registry import load
 from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.divergence import pass_over
 from stokehold.pipeline.evaluate import evaluate_weights
@@ -39,20 +36,22 @@ from stokehold.pipeline.promote import (
     rivals,
     same_engine,
 )
+from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
 from stokehold.pipeline.suites import Suite, open_suites
+from stokehold.pipeline.token_reports import token_counter
 from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, skips, trash, versions
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
-from stokehold.store.files import utc_now, verify, write_atomic
+from stokehold.store.files import utc_now, verify
 from stokehold.store.home import Home
 from stokehold.telemetry.session import Recorder
+from stokehold.training.activity import movement
+from stokehold.training.consolidation import consolidate
+from stokehold.training.cuda import check_device
 from stokehold.training.guards import BadBatch
-from stokehold.training.loop import Hooks, Outcome, Work, run_job
-from stokehold.training.model import load_model
-from stokehold.training.state import Lineage, Progress, Snapshot, check_locked, open_lineage
+from stokehold.training.loop import FREED, PAUSE_POLL_S, Hooks, Outcome, Work, run_job
+from stokehold.training.state import Lineage, Progress, Snapshot, check_locked, open_lineage, stored_weights
 
-LOG = logging.getLogger(__name__)
-STATUS_EVERY_S = 0.5
 SAMPLE_ROWS = 64
 """Rows of a file that in-training samples are taken from."""
 
@@ -66,16 +65,19 @@ class Trainer:
     db: Database
     leaving: Callable[[], bool]
     lineage: Lineage | None = None
-    recorder: Recorder | None = None
-    state: str = "idle"
-    job: str | None = None
     file: str | None = None
-    _told: float = 0.0
     _progress_told: float = 0.0
     _rows: int = 1
     _replayed_until: int = 0
-    _epoch: float | None = None
     _samples: list[Sample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.status = TrainerStatus(self.home, self.config, self.db)
+
+    @property
+    def state(self) -> str:
+        """What was told last."""
+        return self.status.state
 
     def ready(self, anew: bool = False) -> Lineage:
         """The lineage at the newest checkpoint that verifies, or at the base model before there is any.
@@ -103,7 +105,8 @@ class Trainer:
         return self.lineage
 
     def check(self) -> None:
-        """Raises ConfigError where `stoke.toml` no longer fits what was trained: every job would fail of it."""
+        """Raises ConfigError where `stoke.toml` does not fit this machine or what was trained: every job would fail."""
+        check_device(self.config)
         newest = checkpoints.latest(self.home, self.db).checkpoint
         if newest is not None:
             check_locked(Path(newest.path), self.config)
@@ -113,7 +116,8 @@ class Trainer:
         folder = dataset_folder(self.home, dataset)
         record = load_dataset(self.home, dataset)
         count = record.accepted - record.held_out
-        self.job, self.file = job, record.file
+        self.file = record.file
+        self.status.facts = {"job": job, "current_file": record.file, "epoch": None}
         self._rows = max(1, count * self.config.training.epochs)
         self._samples = _first_rows(folder / "rows.jsonl")
         session = self.home.sessions / f"{utc_now().replace(':', '')}-{job}"
@@ -125,15 +129,16 @@ class Trainer:
                 return Outcome(row.state, progress, lineage.saved, None, TAKEN_BACK)
             self._leave_others_steps(lineage, job)
             with Recorder(session, self.config.telemetry, self.config.model.base, self.config.model.method) as recorder:
-                self.recorder = recorder
-                work = Work(job, run, dataset, folder / "rows.jsonl", count, until_step)
-                outcome = self._run(lineage, work)
-                lineage = self.lineage or lineage
+                self.status.recorder = recorder
+                counted = token_counter(self.home, self.db, lineage.tokenizer, record, self.config.data.max_length)
+                work = Work(job, run, dataset, folder / "rows.jsonl", count, until_step, counted=counted)
+                del lineage  # nobody else may hold the model when its memory is asked back
+                outcome = self._run(work)
                 if unusable := outcome.progress.unusable:
                     text = f"{record.file}: {len(unusable)} rows could not be trained, first line {unusable[0]}"
                     events.record(self.db, "unusable_rows", text, dataset=dataset)
                 ended = outcome.state is JobState.COMPLETED or outcome.reason == "stopped"
-                if ended and (why := self.evaluate_live(lineage, outcome.checkpoint)):
+                if ended and self.lineage and (why := self.evaluate_live(self.lineage, outcome.checkpoint)):
                     outcome = replace(outcome, state=JobState.PARTIAL, reason=why)
         except BaseException as error:
             self.lineage = None  # its weights may be anything; the next job opens the last checkpoint
@@ -141,19 +146,41 @@ class Trainer:
                 raise Leaving from error
             raise
         finally:
-            self.recorder = self.job = self.file = self._epoch = None
+            self.status.recorder = self.file = None
+            self.status.facts = {}
             self.tell("idle", None)
         return outcome
 
-    def _run(self, lineage: Lineage, work: Work) -> Outcome:
+    def _run(self, work: Work) -> Outcome:
         """Runs the loop; a batch that spoils a step is passed over from the newest checkpoint on, in a new branch."""
+        anew = False
         while True:
+            lineage = self.lineage or self.ready(anew)
+            anew = False
+            if self.config.adapter.merge_files and (
+                base := consolidate(lineage, self.home, job_rows.completed_runs(self.db))
+            ):
+                events.record(self.db, "merged", f"step {lineage.step}: the adapters are part of base {base.name} now")
             try:
-                return run_job(self.home, lineage, replace(work, skips=skips.keys(self.db, work.run)), self.hooks())
+                outcome = run_job(self.home, lineage, replace(work, skips=skips.keys(self.db, work.run)), self.hooks())
             except BadBatch as bad:
                 pass_over(self.db, work.run, lineage.branch, bad)
-                self.lineage = None  # from disk again: memory may be what is wrong
-            lineage = self.ready(anew=True)
+                anew = True
+            else:
+                if outcome.reason != FREED:
+                    return outcome
+            step, self.lineage = lineage.step, None  # from disk again: memory is wanted back, or may be what is wrong
+            del lineage
+            self._wait_without_model(step)
+
+    def _wait_without_model(self, step: int) -> None:
+        """Blocks while a pause wants the model's memory; returns at once where none does."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        while self._command() == "free":
+            self.tell("paused", step)
+            time.sleep(PAUSE_POLL_S)
 
     def evaluate_live(self, lineage: Lineage, checkpoint: Checkpoint) -> str | None:
         """Judges the live weights and lets the verdict decide; returns why the job must end, None to go on."""
@@ -205,55 +232,17 @@ class Trainer:
         return Hooks(
             command=self._command,
             journal=self._journal,
-            energy_j=lambda: self.recorder.energy_j() if self.recorder else None,
+            energy_j=lambda: self.status.recorder.energy_j() if self.status.recorder else None,
             state=self.tell,
             saved=self._saved,
             evaluate=self.evaluate_live,
             sample=self._sample,
-            note=lambda kind, text: self._record(kind, text),
+            note=self.status.record,
         )
 
     def tell(self, state: str, step: int | None) -> None:
-        """Writes `status/trainer.json`, at most every STATUS_EVERY_S unless the state changed."""
-        now = time.monotonic()
-        if self.recorder:
-            self.recorder.mark(WORKLOAD.get(state), step)
-        if state == self.state and now - self._told < STATUS_EVERY_S:
-            return
-        if state == "disk_full" != self.state:
-            self._record("disk_full", f"step {step}: no space left; training waits until there is room")
-        if self.state == "disk_full" != state:
-            self._record("disk_room", f"step {step}: there is room again")
-        self.state, self._told = state, now
-        facts: dict[str, Any] = {
-            "pid": os.getpid(),
-            "state": SHOWN.get(state, state),
-            "step": step,
-            "job": self.job,
-            "current_file": self.file,
-            "epoch": self._epoch,
-            "model_name": self.config.model.architecture or None,
-            "max_output_tokens": self.config.evaluation.max_new_tokens,
-            "context_window": self.config.data.max_length,
-            "total_steps": self.config.training.total_steps or None,
-            "telemetry": self.recorder.latest() if self.recorder else {},
-            "updated": utc_now(),
-        }
-        self._write_status(facts)
-        watchdog.expect(self.config.training.hang_s if state in WATCHED else 0.0)
-
-    def _write_status(self, facts: dict[str, Any]) -> None:
-        try:
-            write_atomic(self.home.status / "trainer.json", orjson.dumps(facts))
-        except DiskFullError:
-            if self.state != "disk_full":  # a status nobody can write is no reason to stop training
-                self._record("disk_full", "no room for the status file")
-
-    def _record(self, kind: str, text: str) -> None:
-        """An event, on the disk if there is room and in the log in any case."""
-        LOG.warning("%s: %s", kind, text)
-        with suppress(DiskFullError):  # it is in the log
-            events.record(self.db, kind, text)
+        """What the process is doing; see `TrainerStatus.tell`."""
+        self.status.tell(state, step)
 
     def _judge(self, lineage: Lineage, checkpoint: Checkpoint, suites: list[Suite]) -> Evaluation:
         self.tell("eval", lineage.step)
@@ -283,10 +272,8 @@ class Trainer:
                 self._judge_version(versions.find_version(self.home, name), suites)
 
     def _judge_version(self, version: Version, suites: list[Suite]) -> None:
-        folder = Path(version.path)
-        with torch.random.fork_rng(devices=[]):  # another model beside the live one must not change a bit of it
-            model = load_model(folder, self.config.model.dtype, self.config.devices.trainer)
-        engine = Engine(model, load_tokenizer(folder))
+        profile = profile_of(self.config.data)
+        engine = load(Path(version.path), self.config.model.dtype, self.config.devices.trainer, profile).engine
         weights, step = version.weights_hash, version.step
         between = self._between
         evaluate_weights(
@@ -308,7 +295,9 @@ class Trainer:
         if {step.job for step in journal.steps(self.db, since=lineage.step)} - {job}:
             lineage.branch = journal.new_branch(self.db, lineage.step, "the steps after it were never saved")
 
-    def _saved(self, _snapshot: Snapshot, _checkpoint: Checkpoint) -> None:
+    def _saved(self, snapshot: Snapshot, _checkpoint: Checkpoint) -> None:
+        before = self.home.checkpoints / str(snapshot.facts["parent"])
+        self.status.facts |= movement(stored_weights(before), snapshot.weights, snapshot.gradients)
         checkpoints.prune(self.home, self._steps_in_use(), self.config.store.keep_checkpoints)
         trash.empty(self.home)
 
@@ -316,19 +305,22 @@ class Trainer:
         if self.leaving():
             return "leave"
         command = control.current(self.db)
+        if command == "pause" and control.frees_memory(self.db):
+            return "free"
         return None if command == "resume" else command
 
     def _journal(self, step: Step, progress: Progress) -> None:
         if step.step <= self._replayed_until:
             self._compare(step)
         journal.append(self.db, step)
-        if self.recorder:
-            self.recorder.count(step.tokens)
+        if self.status.recorder:
+            self.status.recorder.count(step.tokens)
         now = time.monotonic()
         if now - self._progress_told >= STATUS_EVERY_S:
             self._progress_told = now
-            self._epoch = (progress.examples + len(progress.unusable)) / self._rows * self.config.training.epochs
-            job_rows.set_progress(self.db, step.job, self._epoch / self.config.training.epochs)
+            share = (progress.examples + progress.skipped + len(progress.unusable)) / self._rows
+            self.status.facts["epoch"] = share * self.config.training.epochs
+            job_rows.set_progress(self.db, step.job, share)
 
     def _compare(self, step: Step) -> None:
         """A step repeated after a kill must be the one that was journalled; tells the first time that it is not."""
@@ -338,7 +330,7 @@ class Trainer:
         self._replayed_until = 0
         different = self.lineage.differences if self.lineage else ()
         why = f"not bit-comparable: {', '.join(different)}" if different else NOT_DETERMINISTIC
-        self._record("replay_differs", f"step {step.step}: loss {step.loss!r} instead of {before.loss!r}: {why}")
+        self.status.record("replay_differs", f"step {step.step}: loss {step.loss!r} instead of {before.loss!r}: {why}")
 
     def _sample(self, lineage: Lineage, step: int) -> None:
         """Asks the model one of the rows it is trained on, and keeps what it said."""
@@ -349,6 +341,8 @@ class Trainer:
         limits = self.config.evaluation
         completion = engine.complete([sample], limits.max_new_tokens, 1, limits.gold_multiple)[0]
         question = "\n".join(message.content for message in sample.question)
+        system = next((message.content for message in sample.question if message.role == "system"), None)
+        self.status.facts["current_system_prompt"] = system
         exact = score(sample, completion).exact
         journal.add_sample(self.db, step, question, sample.gold, completion.text, exact)
 
@@ -357,19 +351,6 @@ class Trainer:
         names = {versions.alias(self.db), versions.previous(self.db), versions.alias(self.db, BEST)} - {None}
         return {v.step for v in versions.list_versions(self.home) if v.name in names and v.step is not None}
 
-
-WORKLOAD = {
-    "training_step": "training_step",
-    "checkpoint": "checkpoint",
-    "eval": "eval",
-    "paused": "idle",
-    "disk_full": "idle",
-}
-SHOWN = {"training_step": "training", "checkpoint": "training", "eval": "evaluating", "disk_full": "paused"}
-
-
-WATCHED = ("training_step", "checkpoint", "eval")
-"""States in which something must happen within `training.hang_s`."""
 
 NOT_DETERMINISTIC = "this hardware or kernel is not deterministic"
 

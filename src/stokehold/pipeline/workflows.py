@@ -16,6 +16,7 @@ from typing import Any
 
 from stokehold.core.errors import DiskFullError, DivergenceError, InputError
 from stokehold.core.records import Job, JobState, Priority
+from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.improve import write_next_file
@@ -106,7 +107,7 @@ def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Job:
 
 def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     home, db = workshop.home, workshop.jobs.db
-    tokenizer = load_tokenizer(versions.resolve(home, db, "base"))
+    tokenizer = load_tokenizer(versions.resolve(home, db, "base"), profile_of(home.config().data))
     source = Path(payload["blob"])
     dataset = ingest_file(home, home.config(), tokenizer, source, payload["content_hash"], payload["file"])
     reach("dataset.published")

@@ -5,6 +5,7 @@ Only configuration, tokenizer and safetensors come along: no code, no pickles.
 
 import fnmatch
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 
 from stokehold.core.errors import InputError
 from stokehold.core.identity import ID_HEX_CHARS, content_hash
+from stokehold.store.adapters import ADAPTER_CONFIG
 from stokehold.store.files import copy_file, hash_file, publish
 from stokehold.store.home import Home
+from stokehold.store.weights import tensor_shapes
 
 KIND = "base"
 WANTED = (
     "config.json",
     "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -31,6 +34,11 @@ WANTED = (
     "chat_template.jinja",
     "LICENSE*",
 )
+CARD = "README.md"
+"""The model's card; its first lines name the licence."""
+
+FRONT_MATTER = re.compile(r"\A---\n(.*?)^---$", re.MULTILINE | re.DOTALL)
+LICENCE = re.compile(r"^(license|license_name): *[\"']?([\w .+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +51,37 @@ class Base:
     context_tokens: int | None
 
 
-def import_base(home: Home, folder: Path) -> Base:
+def import_base(home: Home, folder: Path, source: str = "", revision: str = "") -> Base:
     """Copies a model folder into `base/<hash>/`; the same content again is the same folder.
 
-    Raises InputError for a folder without configuration, safetensors weights or tokenizer.
+    `source` and `revision` say in its manifest where it came from, beside the licence that its card names. Raises
+    InputError for a folder without configuration, safetensors weights or tokenizer, IntegrityError for weights that
+    end early or lack a shard.
     """
     files = _wanted(folder)
+    tensor_shapes(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     name = content_hash(*(part for path in files for part in (path.name, hash_file(path))))[:ID_HEX_CHARS]
     target = home.base / name
     if not target.exists():
-        publish(target, lambda staging: _copy(files, staging), {"kind": KIND, "source": folder.name})
+        facts = {"kind": KIND, "source": source or folder.name, "revision": revision, "licence": licence(folder)}
+        publish(target, lambda staging: _copy(files, staging), facts)
     return _facts(f"base/{name}", config)
+
+
+def licence(folder: Path) -> str:
+    """The licence that the model's card names; empty where there is no card or it names none."""
+    card = folder / CARD
+    front = FRONT_MATTER.match(card.read_text("utf-8", errors="replace")) if card.is_file() else None
+    named: dict[str, str] = {key: value.strip() for key, value in LICENCE.findall(front[1])} if front else {}
+    return named.get("license_name") or named.get("license", "")
 
 
 def _wanted(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise InputError("not a model folder: no config.json", str(folder), "give a folder that save_pretrained wrote")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError("adapters, and no model", str(folder), "merge them into their base model first")
     files = sorted(p for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, pattern) for pattern in WANTED))
     names = {path.name for path in files}
     if not any(name.endswith(".safetensors") for name in names):

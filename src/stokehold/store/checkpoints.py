@@ -21,7 +21,8 @@ from stokehold.store.home import Home
 NAME = re.compile(r"step_(\d+)")
 STEP_DIGITS = 9
 KIND = "checkpoint"
-WEIGHTS = re.compile(r"(model|adapter_model)[\w.-]*\.safetensors")
+WEIGHTS = re.compile(r"(model|adapter_model)[\w.-]*\.safetensors|adapter_config\.json|base_quantization\.json")
+"""Files that say which weights these are. Adapters' own configuration names their base by its hash, and their scale."""
 
 Mark = tuple[tuple[str, int, int, int], ...]
 _verified: dict[Path, Mark] = {}

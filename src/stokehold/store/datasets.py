@@ -1,6 +1,6 @@
 """Accepted files as immutable folders `datasets/<id>/`: canonical rows, rejected lines, and their record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,16 @@ def dataset_folder(home: Home, dataset_id: str) -> Path:
     return home.datasets / dataset_id
 
 
-def save_dataset(home: Home, dataset: Dataset, write: Callable[[Path], None]) -> Dataset:
-    """Publishes what `write(folder)` makes. Content decides the id, so one that is there is returned as it is."""
+def save_dataset(
+    home: Home, dataset: Dataset, write: Callable[[Path], None], known: Mapping[str, str] | None = None
+) -> Dataset:
+    """Publishes what `write(folder)` makes. Content decides the id, so one that is there is returned as it is.
+
+    `known` are hashes of files in it that need not be read again.
+    """
     folder = dataset_folder(home, dataset.id)
     if not folder.exists():
-        publish(folder, write, {"kind": "dataset", "dataset": asdict(dataset)})
+        publish(folder, write, {"kind": "dataset", "dataset": asdict(dataset)}, known)
     return load_dataset(home, dataset.id)
 
 

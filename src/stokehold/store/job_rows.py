@@ -85,6 +85,13 @@ def list_jobs(db: Database, states: Iterable[JobState] | None = None, limit: int
         return [_job(row) for row in connection.execute(query)][::-1]
 
 
+def completed_runs(db: Database) -> set[str]:
+    """Names of the runs over a file that were trained to its end."""
+    query = sa.select(COLUMNS.payload).where(COLUMNS.kind == "train", COLUMNS.state == JobState.COMPLETED.value)
+    with db.read() as connection:
+        return {payload["run"] for payload in connection.execute(query).scalars() if "run" in payload}
+
+
 def set_state(db: Database, job_id: str, state: JobState, error: str | None = None) -> Job:
     """Moves the job; `completed` sets its progress to 1. What a person cancelled stays cancelled until `retry`."""
     with db.write() as connection:

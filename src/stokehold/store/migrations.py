@@ -8,7 +8,15 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store.tables import journal_job, metadata, samples_matched, schema_version, skipped
+from stokehold.store.tables import (
+    journal_job,
+    metadata,
+    samples_matched,
+    schema_version,
+    skipped,
+    token_reports,
+    token_windows,
+)
 
 Migration = Callable[[sa.Connection], None]
 
@@ -28,7 +36,13 @@ def _third(connection: sa.Connection) -> None:
     skipped.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third)
+def _fourth(connection: sa.Connection) -> None:
+    """Token counts and reports, which ingest kept in the dataset's folder before."""
+    for table in (token_windows, token_reports):
+        table.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth)
 """In order; the schema's version is how many of them were applied."""
 
 

@@ -156,3 +156,26 @@ events = sa.Table(
     sa.Column("data", sa.JSON, nullable=False),
     sa.Column("created", sa.Text, nullable=False),
 )
+
+token_windows = sa.Table(
+    "token_windows",
+    metadata,
+    sa.Column("dataset", sa.Text, primary_key=True),
+    sa.Column("window_rows", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("window", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("lengths", sa.JSON, nullable=False),
+    sa.Column("trained", sa.BigInteger, nullable=False),
+    sa.Column("conversations", sa.BigInteger, nullable=False),
+)
+"""Token counts of a dataset's windows while it is trained for the first time; they go when its report is written."""
+
+token_reports = sa.Table(
+    "token_reports",
+    metadata,
+    sa.Column("dataset", sa.Text, primary_key=True),
+    sa.Column("report", sa.JSON, nullable=False),
+    sa.Column("warning", sa.Text),
+    sa.Column("examples", sa.JSON, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""What a dataset's tokens look like, over all its rows; datasets are immutable, and this is known only later."""

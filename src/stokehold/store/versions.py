@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError
 from stokehold.core.records import Version
-from stokehold.store import checkpoints, files, tables, trash
+from stokehold.store import bases, checkpoints, files, tables, trash
 from stokehold.store.blobs import LINK_BYTES, BlobStore
 from stokehold.store.database import Database, upsert
 from stokehold.store.files import Bad, publish, read_manifest
@@ -61,7 +61,8 @@ def create(
             blobs.place(entry["blake3"], target)
 
     lineage = {"parent": parent, "datasets": list(datasets), "evaluation": evaluation, "note": note}
-    lineage |= {"config_hash": config_hash, "source": source.name, "step": origin.get("step")}
+    base = f"base/{source.name}" if origin["kind"] == bases.KIND else origin.get("base")
+    lineage |= {"config_hash": config_hash, "source": source.name, "step": origin.get("step"), "base": base}
     known = {entry["path"]: entry["blake3"] for entry in chosen if entry["bytes"] >= LINK_BYTES}
     name = _next_name(home, db, weights_hash)
     publish(home.versions / name, write, {"kind": KIND, "name": name, **lineage}, known=known)

@@ -8,6 +8,7 @@ from typing import Any
 
 from stokehold.core.records import Evaluation, Step, SuiteState
 from stokehold.supervisor.facts import Facts
+from stokehold.supervisor.trainer import Trainer
 from stokehold.supervisor.trends import pooled
 
 WARNING, CRITICAL = "warning", "critical"
@@ -29,6 +30,9 @@ SLOW_STEPS = 10
 BASELINE_STEPS = 50
 DISK_LOW_GB = 5.0
 """Room for a checkpoint with optimiser of a small model; below it publishing begins to fail."""
+
+DISK_FULL = "disk_full"
+"""State of a trainer that waits for room; it goes on by itself when there is some."""
 
 RESTART_SHOWN = timedelta(minutes=10)
 STALE_INTERVALS = 3
@@ -56,7 +60,7 @@ def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
         above("ece", "calibration error of the held-out answers", status["fixed_eval_ece"], ECE_LIMIT),
         above("val_train_gap", "held-out loss above training loss, nats", status["val_train_gap"], GAP_LIMIT_NATS),
         throughput(facts.steps) if training else None,
-        disk_low(status["disk"]["free_gb"]),
+        disk_full(facts.trainer) or disk_low(status["disk"]["free_gb"]),
         *restarts(facts.children, facts.now),
         evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
         evaluator_stale(facts.steps, facts.evaluations, facts.config.training.eval_steps) if facts.suites else None,
@@ -110,11 +114,18 @@ def throughput(steps: Sequence[Step]) -> Alert | None:
     return Alert("throughput", WARNING, f"{now:.0f} tokens/s, usual here {usual:.0f}")
 
 
+def disk_full(trainer: Trainer | None) -> Alert | None:
+    """Training stands still because a checkpoint or a journal row found no room."""
+    if trainer is None or not trainer.alive or trainer.state != DISK_FULL:
+        return None
+    return Alert("disk_full", CRITICAL, "training waits for room on the disk, and goes on when there is some")
+
+
 def disk_low(free_gb: float | None) -> Alert | None:
     """There is hardly room for the next checkpoint."""
     if free_gb is None or free_gb >= DISK_LOW_GB:
         return None
-    return Alert("disk_low", CRITICAL, f"{free_gb:.1f} GB free; `stoke gc` shows what can go")
+    return Alert("disk_low", CRITICAL, f"{free_gb:.1f} GB free: make room, checkpoints need it")
 
 
 def restarts(children: Sequence[Mapping[str, Any]], now: str) -> list[Alert]:

@@ -12,20 +12,19 @@ import psutil
 import sqlalchemy as sa
 
 from stokehold.core.config import Config
+from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, Job, JobState, Step
 from stokehold.store import control, evaluations, job_rows, journal, suites, tables
 from stokehold.store.database import Database
+from stokehold.store.datasets import load_dataset
 from stokehold.store.files import utc_now
 from stokehold.store.home import Home
 from stokehold.store.journal import TrainingSample
 from stokehold.supervisor.trainer import Trainer, read_trainer
-from stokehold.supervisor.trends import EMA_STEPS
+from stokehold.supervisor.trends import EMA_STEPS, streaming_ce
 
 SAMPLES_READ = 120
 EVALUATIONS_READ = 60
-JOB_STEPS_READ = 100_000
-"""Steps looked back on for the beginning of the present file: an indexed range, not the whole journal."""
-
 CHILDREN_FILE = "supervisor.json"
 
 
@@ -43,9 +42,10 @@ class Machine:
 class Facts:
     """Everything known; sequences are in time order, the newest last.
 
-    `steps`: the last of the journal; `job_steps`: rows of the present file; `matches`: of the last in-training
-    samples; `sampled`, `correct`: of all of them; `evaluations`: those of training, on the newest one's suites;
-    `children`: what the supervisor says of its processes.
+    `steps`: the last of the journal; `job_steps`: steps since the first of the present file; `job_examples`: what
+    that file gives in all its epochs; `matches`: of the last in-training samples; `sampled`, `correct`: of all of
+    them; `evaluations`: those of training, on the newest one's suites; `judged_loss`: the mean training loss at the
+    newest one's step, nats per token; `children`: what the supervisor says of its processes.
     """
 
     config: Config
@@ -59,11 +59,13 @@ class Facts:
     last_file_state: JobState | None = None
     steps: Sequence[Step] = ()
     job_steps: int = 0
+    job_examples: int | None = None
     sample: TrainingSample | None = None
     matches: Sequence[bool] = ()
     sampled: int = 0
     correct: int = 0
     evaluations: Sequence[Evaluation] = ()
+    judged_loss: float | None = None
     suites: int = 0
     machine: Machine = Machine()
     context_tokens: int | None = None
@@ -71,7 +73,7 @@ class Facts:
 
 
 def gather(home: Home, db: Database) -> Facts:
-    """Reads everything; a few milliseconds, whatever the length of the run."""
+    """Reads everything; what it reads of the journal is the same however long the run."""
     config = home.config()
     trainer = read_trainer(home.status)
     unfinished = job_rows.list_jobs(db, job_rows.UNFINISHED)
@@ -79,6 +81,7 @@ def gather(home: Home, db: Database) -> Facts:
     last = journal.last_step(db)
     steps = journal.steps(db, since=last.step - EMA_STEPS - 1) if last is not None else []
     samples = journal.latest_samples(db, SAMPLES_READ)
+    series = _series(home, db)
     sampled, correct = _sample_counts(db)
     return Facts(
         config=config,
@@ -92,11 +95,13 @@ def gather(home: Home, db: Database) -> Facts:
         last_file_state=_last_file_state(db),
         steps=steps,
         job_steps=_job_steps(db, last) if last is not None and current is not None and last.job == current.id else 0,
+        job_examples=_examples_of(home, current.dataset, config) if current and current.dataset else None,
         sample=samples[0] if samples else None,
         matches=[sample.match for sample in reversed(samples)],
         sampled=sampled,
         correct=correct,
-        evaluations=_series(home, db),
+        evaluations=series,
+        judged_loss=_loss_at(db, series[-1].step) if series else None,
         suites=len(suites.suite_names(home)),
         machine=_machine(home),
         context_tokens=_context_tokens(str(home.root / config.model.base)) if config.model.base else None,
@@ -143,20 +148,34 @@ def _last_file_state(db: Database) -> JobState | None:
 
 
 def _job_steps(db: Database, last: Step) -> int:
-    column = tables.journal.c
-    recent = sa.and_(column.branch == last.branch, column.step > last.step - JOB_STEPS_READ)
-    with db.read() as connection:
-        query = sa.select(sa.func.count()).where(recent, column.job == last.job)
-        return int(connection.execute(query).scalar() or 0)
+    """Steps since the first of the job that took the last one."""
+    first = journal.first_step(db, last.job)
+    return 0 if first is None else last.step - first + 1
+
+
+def _examples_of(home: Home, dataset: str, config: Config) -> int | None:
+    """Rows of this dataset times the epochs; None where its folder does not read, which `doctor` tells."""
+    try:
+        record = load_dataset(home, dataset)
+    except (IntegrityError, NotFoundError):
+        return None
+    return (record.accepted - record.held_out) * config.training.epochs
+
+
+def _loss_at(db: Database, step: int | None) -> float | None:
+    """The exponential mean of the training loss when that step had been taken."""
+    if step is None:
+        return None
+    before = journal.steps(db, since=step - EMA_STEPS, limit=EMA_STEPS)
+    return streaming_ce([one.loss for one in before if one.step <= step])
 
 
 def _sample_counts(db: Database) -> tuple[int, int]:
     """(all in-training samples, those that matched)."""
     matched = tables.samples.c.matched
     with db.read() as connection:
-        query = sa.select(sa.func.count(), sa.func.sum(sa.cast(matched, sa.Integer))).select_from(tables.samples)
-        counted, correct = connection.execute(query).one()
-    return int(counted), int(correct or 0)
+        counts = connection.execute(sa.select(matched, sa.func.count()).group_by(matched)).all()
+    return sum(count for _, count in counts), sum(count for match, count in counts if match)
 
 
 def _machine(home: Home) -> Machine:

@@ -1,14 +1,16 @@
 """The door: files dropped into `inbox/` (or `inbox/{high,normal,low}/`) become jobs; nothing is ever deleted here.
 
-A file is complete when its size and time have not changed for `STABLE_S` and its last line is a whole JSON value or
-ends in a newline. What can never become a job (a link, a folder, an empty file, a duplicate) moves to `inbox/refused/`
-with the reason beside it. A file that cannot be read now stays and is tried again; others are not held up by it.
+A file is complete when it was not written to for `STABLE_S`, here or where it was renamed from, and its last line is a
+whole JSON value or ends in a newline. What can never become a job (a link, a folder, an empty file, a duplicate) moves
+to `inbox/refused/` with the reason beside it. A file that cannot be read now stays and is tried again; others are not
+held up by it.
 
 Looking is the truth; change notices of the file system only make us look sooner.
 """
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -108,7 +110,7 @@ class Inbox:
         if seen is None or seen.mark != mark:
             fresh = seen is None or seen.job is not None
             first_s, told = (now_s, set()) if seen is None or fresh else (seen.first_s, seen.told)
-            self._seen[path] = seen = Seen(mark, now_s, first_s, told=told)
+            self._seen[path] = seen = Seen(mark, now_s - rested_s(status), first_s, told=told)
         if now_s < seen.retry_s or now_s - seen.since_s < STABLE_S:
             self._tell_unfinished(path, seen, now_s)
             return None
@@ -198,6 +200,11 @@ def candidates(home: Home) -> Iterator[tuple[Path, Priority]]:
             if any(fnmatch(path.name, pattern) for pattern in IGNORED) or (folder == home.inbox and path.name in ours):
                 continue
             yield path, priority
+
+
+def rested_s(status: os.stat_result) -> float:
+    """`STABLE_S` for a file not written to for so long, which it may have spent elsewhere before it was renamed in."""
+    return STABLE_S if time.time() - status.st_mtime >= STABLE_S else 0.0
 
 
 def refusal(status: os.stat_result, name: str) -> str | None:

@@ -30,6 +30,13 @@ LAST_WORDS_LINES = 12
 RESTARTS_KEPT = 20
 VMSTAT = Path("/proc/vmstat")
 
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+"""glibc keeps what a step frees for the next step. Given back to the kernel, every page of it is faulted in anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Role:
@@ -56,6 +63,7 @@ def worker_environment(config: Config) -> dict[str, str]:
         "OMP_DYNAMIC": "FALSE",
         "MKL_DYNAMIC": "FALSE",
         "TOKENIZERS_PARALLELISM": "false",
+        **KEEP_MEMORY,
         **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.training.deterministic else {}),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

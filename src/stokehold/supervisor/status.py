@@ -1,7 +1,8 @@
 """The status payload: every key of the definition, each from what was measured; unknown is None, never 0.
 
 `payload` is what `GET /api/status` and `stoke status --json` answer and what `status/training_status.json` holds.
-Losses are in nats per token, accuracies in percent, `fixed_eval_em` and `fixed_eval_ece` are shares.
+Losses are in nats per token, accuracies in percent, `fixed_eval_em` and `fixed_eval_ece` are shares. The present
+pace (`tokens_per_sec`, `eta_seconds` with its standard error `eta_error_seconds`) is known only while there is one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,15 @@ from typing import Any
 
 import orjson
 
-from stokehold.core.records import Evaluation, JobState, Step
+from stokehold.core.records import Evaluation, JobState
 from stokehold.store.database import Database
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
 from stokehold.supervisor import trends
-from stokehold.supervisor.alerts import active
+from stokehold.supervisor.alerts import DISK_FULL, active
 from stokehold.supervisor.facts import Facts, gather
-from stokehold.supervisor.patterns import heatmap_of, loss_trends
+from stokehold.supervisor.patterns import Readings, loss_trends, readings_of
+from stokehold.supervisor.trends import Forecast
 
 STATUS_FILE = "training_status.json"
 LOSSES_SHOWN = 100
@@ -52,6 +54,7 @@ def write_status(home: Home, content: Mapping[str, Any]) -> None:
 def from_facts(facts: Facts) -> dict[str, Any]:
     """The payload of these facts."""
     losses = [step.loss for step in facts.steps]
+    answers = readings_of(facts.evaluations[-1].path) if facts.evaluations else Readings()
     found = {
         **_place(facts),
         **_sample(facts),
@@ -60,9 +63,9 @@ def from_facts(facts: Facts) -> dict[str, Any]:
         "loss_variance": trends.loss_variance(losses),
         "token_entropy": facts.steps[-1].token_entropy if facts.steps else None,
         "loss_trend": trends.loss_trend(losses),
-        **_held_out(facts.evaluations, facts.steps),
+        **_held_out(facts.evaluations, answers, facts.judged_loss),
         **_pace(facts),
-        "pattern_heatmap": heatmap_of(facts.evaluations[-1].path) if facts.evaluations else None,
+        "pattern_heatmap": answers.heatmap,
         "pattern_loss_trend": loss_trends(facts.evaluations) or None,
         "layer_activity_summary": None,
         "lora_stats": None,
@@ -85,14 +88,15 @@ def state_word(facts: Facts) -> str:
         return "completed" if done else "idle"
     if trainer.state == "stopping" or facts.command == "stop":
         return "stopping"
-    return "paused" if trainer.state == "paused" else "training"
+    return "paused" if trainer.state in ("paused", DISK_FULL) else "training"
 
 
 def _place(facts: Facts) -> dict[str, Any]:
     """Where training is: the step, the file, and how much is left of it."""
     last = facts.steps[-1] if facts.steps else None
     job = facts.current_job
-    left = _steps_left(facts)
+    coming = _forecast(facts)
+    left = coming.steps if coming else None
     trained = facts.job_steps or None
     return {
         "status": state_word(facts),
@@ -137,38 +141,37 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _held_out(evaluations: Sequence[Evaluation], steps: Sequence[Step]) -> dict[str, Any]:
-    """Of the frozen suites; several suites are averaged by their items."""
+def _held_out(evaluations: Sequence[Evaluation], answers: Readings, train: float | None) -> dict[str, Any]:
+    """Of the frozen suites; several suites are averaged by their items. `train` is the loss at the same step."""
     newest = evaluations[-1] if evaluations else None
     series = [100 * em for e in evaluations if (em := trends.pooled(e, "exact")) is not None]
     ce = trends.pooled(newest, "nll_per_token") if newest else None
-    train = trends.streaming_ce([s.loss for s in steps if newest and newest.step is not None and s.step <= newest.step])
     return {
         "fixed_eval_em": trends.pooled(newest, "exact") if newest else None,
         "fixed_eval_ce": ce,
-        "fixed_eval_ece": trends.pooled(newest, "ece") if newest else None,
+        "fixed_eval_ece": answers.ece,
         "fixed_eval_trend": trends.accuracy_trend(series),
         "val_train_gap": None if ce is None or train is None else ce - train,
     }
 
 
 def _pace(facts: Facts) -> dict[str, Any]:
-    left, pace = _steps_left(facts), trends.seconds_per_step(facts.steps)
     training = state_word(facts) == "training"
+    coming = _forecast(facts) if training else None
     return {
-        "tokens_per_sec": trends.tokens_per_s(facts.steps),
-        "eta_seconds": left * pace if training and left is not None and pace is not None else None,
+        "tokens_per_sec": trends.tokens_per_s(facts.steps) if training else None,
+        "eta_seconds": coming.seconds if coming else None,
+        "eta_error_seconds": coming.error_seconds if coming else None,
     }
 
 
-def _steps_left(facts: Facts) -> int | None:
-    """Steps until the present file is done by the share of its examples consumed, else until the planned total."""
-    by_share = trends.remaining_steps(facts.job_steps, facts.current_job.progress if facts.current_job else None)
-    told = facts.trainer.facts if facts.trainer is not None and facts.trainer.alive else {}
-    total = told.get("total_steps")
-    if by_share is None and isinstance(total, int) and facts.steps:
-        return max(0, total - facts.steps[-1].step)
-    return by_share
+def _forecast(facts: Facts) -> Forecast | None:
+    """What is left of the present file, by the rows it has still to give; None before its first step."""
+    job = facts.current_job
+    if job is None or facts.job_examples is None or not job.progress:
+        return None
+    steps = [step for step in facts.steps if step.job == job.id]
+    return trends.forecast(steps, (1 - job.progress) * facts.job_examples)
 
 
 def _machine(facts: Facts) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 Losses are in nats per token, accuracies in percent; sequences are in time order, the newest last.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from stokehold.core.records import Evaluation, Step, SuiteResult
+from stokehold.core.records import Evaluation, Step
 
 EMA_ALPHA = 0.1
 EMA_STEPS = 500
@@ -77,35 +79,51 @@ def running_percent(matches: Sequence[bool], last: int) -> list[float]:
 
 
 def tokens_per_s(steps: Sequence[Step]) -> float | None:
-    """Tokens per second of wall time over the last 50 steps."""
+    """Tokens per second over the last 50 steps' own seconds.
+
+    A step's seconds run from asking for its batch to its journal row: waiting for the batch is in them, what lies
+    between two steps (checkpoints, evaluations, samples, a pause) is not.
+    """
     last = steps[-RATE_STEPS:]
     seconds = sum(step.seconds for step in last)
     return sum(step.tokens for step in last) / seconds if seconds > 0 else None
 
 
-def seconds_per_step(steps: Sequence[Step]) -> float | None:
-    """Mean wall time of the last 50 steps."""
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is left of a file: `steps`, their `seconds`, and one standard error of those, None for a single step."""
+
+    steps: int
+    seconds: float
+    error_seconds: float | None
+
+
+def forecast(steps: Sequence[Step], examples: float) -> Forecast | None:
+    """How long `examples` more rows take at the pace of the last 50 of `steps`; None where none of them had a row.
+
+    The pace is a ratio, r = seconds / rows of these N steps, so `seconds` is r · examples, over k = examples / (rows
+    per step) steps. Its error takes steps for independent: with s² the variance of a step's seconds around r times
+    its rows (both the spread of the seconds and that of the rows per step are in it), the k steps to come have the
+    variance k·s² and the measured pace adds k²·s²/N. Steps' own seconds: evaluations and pauses to come are not known.
+    """
     last = steps[-RATE_STEPS:]
-    return statistics.fmean(step.seconds for step in last) if last else None
-
-
-def remaining_steps(done: int, progress: float | None) -> int | None:
-    """Steps still to come in a file of which `done` steps consumed the share `progress` of the examples."""
-    if not progress or done <= 0:
+    rows = sum(step.examples for step in last)
+    if not rows:
         return None
-    return max(0, round(done / min(progress, 1.0)) - done)
+    pace = sum(step.seconds for step in last) / rows
+    left = max(0.0, examples) * len(last) / rows
+    error = None
+    if len(last) > 1:
+        squares = math.fsum((step.seconds - pace * step.examples) ** 2 for step in last)
+        error = math.sqrt(squares / (len(last) - 1) * (left + left**2 / len(last)))
+    return Forecast(math.ceil(left), pace * max(0.0, examples), error)
 
 
 def pooled(evaluation: Evaluation, reading: str) -> float | None:
-    """Mean of a reading (`exact`, `nll_per_token`, `ece`) over the suites that have it, weighted by their items."""
-    pairs = [(value, r.n) for r in evaluation.suites.values() if r.n and (value := _reading(r, reading)) is not None]
+    """Mean of a reading (`exact`, `nll_per_token`) over the suites that have it, weighted by their items."""
+    pairs = [(value, r.n) for r in evaluation.suites.values() if r.n and (value := getattr(r, reading)) is not None]
     items = sum(n for _, n in pairs)
     return sum(value * n for value, n in pairs) / items if items else None
-
-
-def _reading(result: SuiteResult, name: str) -> float | None:
-    found: float | None = result.parts.get("ece") if name == "ece" else getattr(result, name)
-    return found
 
 
 def _means(values: Sequence[float]) -> tuple[float, float] | None:

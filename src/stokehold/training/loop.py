@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stokehold.core.errors import DiskFullError
-from stokehold.core.records import Checkpoint, JobState, Step
+from stokehold.core.records import Checkpoint, JobState, Step, WindowTokens
 from stokehold.data.batches import Batch, Batches, Cursor
 from stokehold.store.failpoints import reach
 from stokehold.store.home import Home
@@ -25,7 +25,8 @@ from stokehold.training.state import Lineage, Progress, Snapshot
 from stokehold.training.step import StepResult
 from stokehold.training.writer import ROOM_POLL_S, CheckpointWriter
 
-ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving"}
+FREED = "paused without the model"
+ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving", "free": FREED}
 """Commands that end a job early, and the reason it then gives."""
 
 PAUSE_POLL_S = 0.1
@@ -49,6 +50,8 @@ class Work:
     count: int
     until_step: int | None = None
     skips: frozenset[str] = frozenset()
+    counted: Callable[[WindowTokens], None] | None = None
+    """Told the lengths of each window of rows when it is begun in the first epoch."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Hooks:
     """What the loop asks of the world between two steps; each is a plain function handed in by the pipeline."""
 
     command: Callable[[], str | None]
-    """`pause`, `stop`, `skip`, `leave` or None, read at every step."""
+    """`pause`, `free` (a pause that wants the memory), `stop`, `skip`, `leave` or None, read at every step."""
     journal: Callable[[Step, Progress], None]
     energy_j: Callable[[], float | None]
     """Joules since the session began, None without a power sensor."""
@@ -95,7 +98,7 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
     noted = 0
 
     with (
-        open_batches(lineage, work, progress) as batches,
+        open_batches(lineage, work, progress, hooks) as batches,
         CheckpointWriter(home, lineage, hooks.saved, lambda error: wait_for_room(hooks, lineage.step, error)) as writer,
     ):
         groups = grouped(batches, config.accumulation)
@@ -150,9 +153,10 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
         return Outcome(state, lineage.runs[work.run], writer.finish(), loss, reason)
 
 
-def open_batches(lineage: Lineage, work: Work, progress: Progress) -> Batches:
+def open_batches(lineage: Lineage, work: Work, progress: Progress, hooks: Hooks) -> Batches:
     """The batches that follow the job's cursor; the same ones however often the run was started."""
     data, training = lineage.config.data, lineage.config.training
+    count = work.counted
     return Batches(
         work.rows,
         lineage.tokenizer,
@@ -162,6 +166,7 @@ def open_batches(lineage: Lineage, work: Work, progress: Progress) -> Batches:
         seed=data.seed,
         epochs=training.epochs,
         cursor=progress.cursor,
+        counted=count and (lambda window: with_room(hooks, lineage.step, partial(count, window))),
     )
 
 

@@ -6,24 +6,42 @@ that accumulated micro-batches give the gradient of one big batch. Plain cross-e
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from stokehold.core.config import ObjectivesConfig
+from stokehold.training.crossentropy import Score, score, score_linear, score_through
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a component may look at: logits [trained, vocabulary] and the token each must predict [trained]."""
+    """What a component may look at: `states` [trained, hidden], the `head` from them to logits [trained, vocabulary],
+    and the token that each must predict [trained]. Without a head the states are the logits.
+    """
 
-    logits: torch.Tensor
+    states: torch.Tensor
     targets: torch.Tensor
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[trained, vocabulary], whole: for small vocabularies, and for tests."""
+        return self.states if self.head is None else self.head(self.states)
+
+    @cached_property
+    def score(self) -> Score:
+        """Cross-entropy and entropy, from one pass in which logits of all positions never exist at once."""
+        if self.head is None:
+            return score(self.states, self.targets)
+        if isinstance(self.head, torch.nn.Linear):
+            return score_linear(self.states, self.head.weight, self.targets)
+        return score_through(self.head, self.states, self.targets)
 
 
 def next_token(predictions: Predictions) -> torch.Tensor:
     """Cross-entropy in nats, summed over trained positions."""
-    return cross_entropy(predictions.logits.float(), predictions.targets, reduction="sum")
+    return predictions.score.loss
 
 
 OBJECTIVES: Mapping[str, Callable[[Predictions], torch.Tensor]] = {"cross_entropy": next_token}
@@ -35,8 +53,6 @@ def weighted(predictions: Predictions, config: ObjectivesConfig) -> dict[str, to
     return {name: weights[name] * OBJECTIVES[name](predictions) for name in OBJECTIVES if weights[name] > 0}
 
 
-def entropy_sum(logits: torch.Tensor) -> torch.Tensor:
+def entropy_sum(predictions: Predictions) -> torch.Tensor:
     """Sum over positions of -sum p log p, in nats; carries no gradient."""
-    with torch.no_grad():
-        logs = torch.log_softmax(logits.detach().float(), -1)
-        return -(logs.exp() * logs).sum()
+    return predictions.score.entropy

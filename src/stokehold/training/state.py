@@ -1,29 +1,39 @@
 """The warm state of one lineage, and its form on disk: weights, optimiser, RNG, step, and a cursor per run over a file.
 
 A checkpoint folder loads with `AutoModelForCausalLM.from_pretrained` as it is; `optimizer.safetensors` and
-`trainer.json` beside the weights make the next step the one an uninterrupted run would have taken.
+`trainer.json` beside the weights make the next step the one an uninterrupted run would have taken. Of a model with
+adapters it holds these alone, and names the base they stand on.
 """
 
 import base64
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from stokehold.core.config import LOCKED_KEYS, Config, config_json
+from stokehold.core.config import LOCKED_ADAPTER_KEYS, LOCKED_KEYS, Config, config_json
 from stokehold.core.errors import ConfigError, IntegrityError
 from stokehold.core.identity import content_hash
 from stokehold.core.records import Checkpoint
 from stokehold.data.batches import Cursor
+from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
+from stokehold.store.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stokehold.store.failpoints import reach
-from stokehold.training.model import load_model
-from stokehold.training.optimizer import build_optimizer
+from stokehold.training.cuda import check_device, random_states, set_random_states, wants_determinism
+from stokehold.training.model import open_model
+from stokehold.training.optimizer import Optimizer, build_optimizer
+
+if TYPE_CHECKING:
+    from stokehold.training.adapters import Adapters
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,7 +47,11 @@ TOKENIZER_FILES = (
 )
 FORMAT = 1
 STATE = "trainer.json"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = "optimizer.safetensors"
+WITHOUT_RECORD = {"training.optimizer": "adamw"}
+"""Locked keys that older checkpoints do not record, and what they were."""
+
+CPU_FACTS = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,17 @@ class Lineage:
 
     model: PreTrainedModel
     tokenizer: ChatTokenizer
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     config: Config
     source: Path
     """Folder the weights came from; retention may take it away while the model is warm."""
     tokenizer_files: Mapping[str, bytes]
+    adapters: "Adapters | None" = None
+    """Those in the model, None where every weight is trained."""
+    optimizer_since: int = 0
+    """The step at which the optimiser began with nothing: 0, or where the adapters were last merged."""
+    merged: tuple[str, ...] = ()
+    """The runs whose adapters were merged into the base."""
     step: int = 0
     branch: int = 0
     runs: dict[str, Progress] = field(default_factory=dict)
@@ -100,11 +120,14 @@ def open_lineage(folder: Path, config: Config) -> Lineage:
     """The lineage at a checkpoint, or a fresh one where `folder` is a base model (no trainer.json)."""
     if (folder / STATE).is_file():
         check_locked(folder, config)
+    check_device(config)
+    torch.use_deterministic_algorithms(wants_determinism(config))
     torch.manual_seed(config.training.seed)
-    model = load_model(folder, config.model.dtype, config.devices.trainer)
-    model.train()
+    model, adapters = open_model(folder, config)
     kept = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    lineage = Lineage(model, load_tokenizer(folder), build_optimizer(model, config.training), config, folder, kept)
+    optimizer = build_optimizer(model, config.training)
+    tokenizer = load_tokenizer(folder, profile_of(config.data))
+    lineage = Lineage(model, tokenizer, optimizer, config, folder, kept, adapters)
     if (folder / STATE).is_file():
         _restore(lineage, folder)
     return lineage
@@ -112,8 +135,9 @@ def open_lineage(folder: Path, config: Config) -> Lineage:
 
 def check_locked(folder: Path, config: Config) -> None:
     """Raises ConfigError naming the first locked key that differs from what the checkpoint was trained with."""
-    for key, before in json.loads((folder / STATE).read_text())["locked"].items():
-        if (now := _locked(config)[key]) != before:
+    tree = config.model_dump(mode="json")
+    for key, before in (WITHOUT_RECORD | json.loads((folder / STATE).read_text())["locked"]).items():
+        if (now := _setting(tree, key)) != before:
             fix = f"set it back to {before!r} in stoke.toml, or make another home with `stoke init`"
             raise ConfigError("a key may not change once training has begun", f"{key} = {now!r}", fix)
 
@@ -129,6 +153,8 @@ class Snapshot:
     """Read for its config only, never for its weights."""
     weights: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
+    gradients: Mapping[str, torch.Tensor]
+    """Of the adapters, after the last step; empty where every weight is trained."""
     files: Mapping[str, bytes]
     facts: Mapping[str, Any]
 
@@ -139,8 +165,11 @@ def take_snapshot(lineage: Lineage) -> Snapshot:
         "format": FORMAT,
         "step": lineage.step,
         "branch": lineage.branch,
+        "base": f"base/{lineage.adapters.base.name}" if lineage.adapters else lineage.config.model.base,
         "parent": lineage.parent,
-        "rng": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
+        "optimizer_since": lineage.optimizer_since,
+        "merged": lineage.merged,
+        **{name: base64.b64encode(state).decode() for name, state in random_states(lineage.device).items()},
         "schedule": lineage.config.training.model_dump(mode="json"),
         "config_hash": content_hash(config_json(lineage.config)),
         "locked": _locked(lineage.config),
@@ -148,21 +177,49 @@ def take_snapshot(lineage: Lineage) -> Snapshot:
         "runs": {run: progress.to_json() for run, progress in lineage.runs.items()},
         **_arithmetic(lineage),
     }
-    moments = _optimizer_tensors(lineage)
-    return Snapshot(
-        lineage.model, _copied(lineage.model.state_dict()), _copied(moments), lineage.tokenizer_files, facts
-    )
+    weights = lineage.adapters.tensors() if lineage.adapters else lineage.model.state_dict()
+    files = {**lineage.tokenizer_files, **(lineage.adapters.files if lineage.adapters else {})}
+    gradients = lineage.adapters.gradients() if lineage.adapters else {}
+    moments = lineage.optimizer.state()
+    return Snapshot(lineage.model, _copied(weights), _copied(moments), _copied(gradients), files, facts)
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
     """Writes everything but the manifest into the empty `folder`. Any thread may."""
-    snapshot.model.save_pretrained(folder, state_dict=dict(snapshot.weights))
+    if ADAPTER_CONFIG in snapshot.files:
+        save_file(dict(snapshot.weights), folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    else:
+        snapshot.model.save_pretrained(folder, state_dict=dict(snapshot.weights))
     reach("checkpoint.weights")
     for name, content in snapshot.files.items():
         (folder / name).write_bytes(content)
-    save_file(dict(snapshot.optimizer), folder / "optimizer.safetensors")
+    save_file(dict(snapshot.optimizer), folder / MOMENTS)
     reach("checkpoint.optimizer")
     (folder / STATE).write_text(json.dumps(snapshot.facts, indent=1))
+
+
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """The trained weights of a checkpoint by name, read from disk when they are asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        opened: list[Any] = [safe_open(path, framework="pt") for path in files]
+        self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def stored_weights(folder: Path) -> StoredWeights | None:
+    """The weights that `write_snapshot` wrote into `folder`; None where there is no such checkpoint."""
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != MOMENTS)
+    return StoredWeights(files) if files else None
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -178,12 +235,37 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _locked(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
-    return {key: tree[section][name] for key in LOCKED_KEYS for section, name in [key.split(".")]}
+    adapters = LOCKED_ADAPTER_KEYS if config.model.method != "full" else ()
+    return {key: _setting(tree, key) for key in (*LOCKED_KEYS, *adapters)}
+
+
+def _setting(tree: Mapping[str, Any], key: str) -> Any:
+    section, name = key.split(".")
+    return tree[section][name]
 
 
 def _arithmetic(lineage: Lineage) -> dict[str, Any]:
     """What the order of floating-point sums depends on, beside the weights and the rows."""
-    return {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": lineage.device.type}
+    device = lineage.device
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+@cache
+def _processor() -> str:
+    """The processor's model name, as the kernel tells it."""
+    lines = CPU_FACTS.read_text(errors="replace").splitlines() if CPU_FACTS.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _restore(lineage: Lineage, folder: Path) -> None:
@@ -191,25 +273,15 @@ def _restore(lineage: Lineage, folder: Path) -> None:
     if facts["format"] != FORMAT:
         raise IntegrityError(f"checkpoint format {facts['format']}", str(folder), f"this build reads format {FORMAT}")
     now = _arithmetic(lineage)
-    lineage.differences = tuple(f"{key} {facts[key]} -> {now[key]}" for key in now if facts[key] != now[key])
+    different = (key for key in now if key in facts and facts[key] != now[key])
+    lineage.differences = tuple(f"{key} {facts[key]} -> {now[key]}" for key in different)
     lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name
     lineage.parts, lineage.parts_since = facts.get("parts", (1, 0))
+    lineage.optimizer_since, lineage.merged = facts.get("optimizer_since", 0), tuple(facts.get("merged", ()))
     lineage.runs = {run: Progress.from_json(tree) for run, tree in facts["runs"].items()}
-    torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(facts["rng"])), dtype=torch.uint8))
-    tensors = load_file(folder / "optimizer.safetensors", device=str(lineage.device))
-    for name, parameter in lineage.model.named_parameters():
-        state = {key: tensors[whole] for key in MOMENTS if (whole := f"{name}.{key}") in tensors}
-        missing = [key for key in MOMENTS if key not in state]
-        if missing and lineage.step:
-            raise IntegrityError(f"optimiser state lacks {missing}", f"{folder.name}: {name}", "use an older one")
-        if state:  # before the first step there is none, and AdamW makes it
-            lineage.optimizer.state[parameter] = state
-
-
-def _optimizer_tensors(lineage: Lineage) -> dict[str, torch.Tensor]:
-    named = lineage.model.named_parameters()
-    return {
-        f"{name}.{key}": tensor
-        for name, parameter in named
-        for key, tensor in lineage.optimizer.state.get(parameter, {}).items()
-    }
+    states = {name: base64.b64decode(facts[name]) for name in ("rng", "rng_cuda") if name in facts}
+    set_random_states(states, lineage.device)
+    tensors = load_file(folder / MOMENTS, device=str(lineage.device))
+    if not tensors and lineage.step > lineage.optimizer_since:
+        raise IntegrityError("optimiser state lacks everything", str(folder), "use an older one")
+    lineage.optimizer.load_state(tensors, folder.name)

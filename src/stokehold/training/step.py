@@ -1,17 +1,26 @@
 """One optimiser step: forward and backward over packed micro-batches, clip, update."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers import PreTrainedModel
 
 from stokehold.core.errors import DivergenceError
 from stokehold.core.identity import short_id
 from stokehold.data.batches import Batch
+from stokehold.training.forward import bare, project, trained_logits, trained_states
 from stokehold.training.objectives import Predictions, entropy_sum, weighted
 from stokehold.training.optimizer import learning_rate, set_rate
 from stokehold.training.state import Lineage
+from stokehold.training.support import projects
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden states [n, hidden] to logits [n, vocabulary]."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def _backward(lineage: Lineage, batch: Batch, loss_tokens: int) -> Sums:
     predictions = predict(lineage, batch)
     parts = weighted(predictions, lineage.config.objectives)
     (torch.stack(list(parts.values())).sum() / loss_tokens).backward()
-    return Sums({name: part.detach() for name, part in parts.items()}, entropy_sum(predictions.logits))
+    return Sums({name: part.detach() for name, part in parts.items()}, entropy_sum(predictions))
 
 
 def finish_step(lineage: Lineage, batches: Sequence[Batch], sums: Sums, loss_tokens: int) -> StepResult:
@@ -78,12 +87,16 @@ def finish_step(lineage: Lineage, batches: Sequence[Batch], sums: Sums, loss_tok
     training = lineage.config.training
     rate = learning_rate(training, lineage.step)
     fingerprint = short_id(*(row for batch in batches for row in batch.row_ids))
-    norm = float(torch.nn.utils.clip_grad_norm_(lineage.model.parameters(), training.max_grad_norm))
+    slopes = [p.grad for p in lineage.model.parameters() if p.grad is not None]
+    total = get_total_norm(slopes)
+    norm = float(total)
     components = {name: float(value) / loss_tokens for name, value in sums.components.items()}
     loss = sum(components.values())
     if not (np.isfinite(loss) and np.isfinite(norm)):
         where = f"step {lineage.step + 1}, batch {fingerprint}, loss {loss}, gradient norm {norm}"
         raise DivergenceError("the loss is not finite", where, "lower training.learning_rate; no weight was changed")
+    if norm > training.max_grad_norm:
+        clip_grads_with_norm_(lineage.model.parameters(), training.max_grad_norm, total)
     set_rate(lineage.optimizer, rate)
     lineage.optimizer.step()
     lineage.step += 1
@@ -101,16 +114,42 @@ def finish_step(lineage: Lineage, batches: Sequence[Batch], sums: Sums, loss_tok
 
 
 def predict(lineage: Lineage, batch: Batch) -> Predictions:
-    """Logits where loss is, and nowhere else: the head runs on trained positions only."""
-    device = lineage.device
-    targets_at = torch.from_numpy(np.flatnonzero(batch.trained)).to(device)
-    ids = torch.from_numpy(batch.ids).to(device)
-    edges = np.concatenate([[0], np.cumsum(batch.lengths)]).astype(np.int32)
-    output = lineage.model(
-        input_ids=ids[None],
-        position_ids=torch.from_numpy(batch.positions).to(device)[None],
-        logits_to_keep=targets_at - 1,
-        cu_seq_lens_q=torch.from_numpy(edges),
-        use_cache=False,
-    )
-    return Predictions(output.logits[0], ids[targets_at])
+    """What the model says where loss is, and nowhere else: its head runs on trained positions only."""
+    model = lineage.model
+    targets = torch.from_numpy(batch.ids[batch.trained]).to(lineage.device)
+    if model not in _HEADS:
+        _HEADS[model] = head_of(model)
+    head = _HEADS[model]
+    if head is None:
+        return Predictions(trained_logits(model, batch), targets)
+    return Predictions(trained_states(model, batch), targets, head)
+
+
+_HEADS: WeakKeyDictionary[PreTrainedModel, Head | None] = WeakKeyDictionary()
+"""What `head_of` found for the models in memory: finding it takes a few forward passes."""
+
+
+def head_of(model: PreTrainedModel) -> Head | None:
+    """The way from hidden states to logits: a bare matrix where it is no more than that, None where only the model
+    itself knows. Weights, modes and the random state stay as they are.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.no_grad():
+        model.eval()
+        found = _find_head(model)
+    for module, training in modes:
+        module.training = training
+    return found
+
+
+def _find_head(model: PreTrainedModel) -> Head | None:
+    if not projects(model):
+        return None
+    head: torch.nn.Module = bare(model).get_output_embeddings()
+    has_bias = getattr(head, "bias", None) is not None
+    # No subclass: quantised and adapted matrices are linear too, and their weight is not the matrix.
+    if type(head) is torch.nn.Linear and not has_bias:
+        states = torch.randn(2, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
+        if torch.equal(project(model, states), head(states)):
+            return head
+    return partial(project, model)

@@ -83,7 +83,7 @@ class CheckpointWriter:
                 self._lineage.saved = checkpoint
 
     def _write(self, snapshot: Snapshot) -> Checkpoint:
-        facts = {key: snapshot.facts[key] for key in ("parent", "branch")}
+        facts = {key: snapshot.facts[key] for key in ("parent", "branch", "base")}
         facts["datasets"] = sorted({run["dataset"] for run in snapshot.facts["runs"].values()})
         step = snapshot.facts["step"]
         checkpoint = publish_checkpoint(self._home, step, lambda folder: write_snapshot(snapshot, folder), facts)
