@@ -93,6 +93,27 @@ def test_a_version_of_adapters_is_judged_served_and_gone_back_to(
     assert load(Path(first.path), "float32", "cpu").weights_hash == lineage.saved.weights_hash  # type: ignore[union-attr]
 
 
+def test_a_damaged_base_is_found_when_what_stands_on_it_is_verified(
+    make_home: Callable[..., Home], files: list[Path]
+) -> None:
+    home = make_home(**TABLES)
+    train(home, files[:1])
+    made = versions.create(home, connect(home), versions.resolve(home, connect(home), "latest"))
+    assert versions.verify(home, Path(made.path)) == []
+    base = base_of(Path(made.path))
+    assert base is not None
+    weights = base / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()  # whatever shares its content stays as it is
+    weights.write_bytes(content)
+    (bad,) = versions.verify(home, Path(made.path))
+    assert (bad.path, bad.reason) == (f"../../base/{base.name}/model.safetensors", "content changed")
+    weights.unlink()
+    (bad,) = versions.verify(home, Path(made.path))
+    assert bad.reason == "missing"
+
+
 def test_what_this_machine_cannot_do_is_refused_before_any_file(
     make_home: Callable[..., Home], files: list[Path]
 ) -> None:

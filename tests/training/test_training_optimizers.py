@@ -1,5 +1,6 @@
 """Every optimiser: which parameters it takes at which rate, what it remembers, and where it is refused."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +175,49 @@ def test_large_moments_are_of_eight_bits() -> None:
     assert {name for name, tensor in optimizer.state().items() if tensor.dtype == torch.uint8} == {
         f"{name}.weight.{key}" for name in ("up", "down") for key in ("state1", "state2")
     }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_small_updates_of_half_precision_weights_are_not_lost(kind: str) -> None:
+    """At 1e-5 an update is below the last bit of almost every weight; after many steps they must have added up."""
+    torch.manual_seed(0)
+    wide = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.LayerNorm(16))
+    narrow = copy.deepcopy(wide).to(torch.bfloat16)
+    wide.load_state_dict({name: value.float() for name, value in narrow.state_dict().items()})
+    config = TrainingConfig(optimizer=kind, learning_rate=1e-5, muon_learning_rate=1e-5)  # type: ignore[arg-type]
+    start = {name: p.detach().clone() for name, p in wide.named_parameters()}
+    both = [(model, build_optimizer(model, config)) for model in (wide, narrow)]
+    for _ in range(1000):
+        for model, optimizer in both:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    for (name, expected), found in zip(wide.named_parameters(), narrow.parameters(), strict=True):
+        moved = (expected - start[name]).abs()
+        limit = torch.finfo(torch.bfloat16).eps * expected.abs()
+        assert bool(((found.float() - expected).abs() <= limit).all()), name
+        if name != "1.bias":
+            assert float(moved.detach().max()) > 1e-4
+
+
+def test_half_precision_training_resumes_with_the_bits_that_the_weights_do_not_hold() -> None:
+    torch.manual_seed(0)
+    straight = torch.nn.Linear(8, 8).to(torch.bfloat16)
+    config = TrainingConfig(learning_rate=1e-4)
+    optimizer = build_optimizer(straight, config)
+    drawn = torch.Generator().manual_seed(1)
+    slopes = [torch.randn(8, 8, generator=drawn).to(torch.bfloat16) for _ in range(20)]
+
+    def steps(model: torch.nn.Linear, taken: Optimizer, part: list[torch.Tensor]) -> None:
+        for slope in part:
+            model.weight.grad = slope.clone()
+            taken.step()
+
+    steps(straight, optimizer, slopes[:10])
+    resumed = copy.deepcopy(straight)
+    other = build_optimizer(resumed, config)
+    other.load_state({name: tensor.clone() for name, tensor in optimizer.state().items()}, "here")
+    steps(straight, optimizer, slopes[10:])
+    steps(resumed, other, slopes[10:])
+    assert torch.equal(straight.weight, resumed.weight)
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.state().values(), other.state().values(), strict=True))

@@ -220,11 +220,13 @@ def _optimizer_bytes(shape: ModelShape, config: Config, trained: int, size: int)
         return round(trained * EIGHT_BIT_BYTES)
     if kind == "paged_adamw":
         return 2 * FLOAT_BYTES * trained
+    masters = FLOAT_BYTES * trained if size < FLOAT_BYTES else 0
+    size = FLOAT_BYTES  # of moments: they belong to the masters
     if kind == "muon":
         full = config.model.method == "full"
         matrices = sum(matrix.parameters for matrix in shape.matrices) if full else trained
-        return size * (matrices + 2 * (trained - matrices)) + MUON_SCRATCH * 2 * shape.largest
-    return 2 * size * trained
+        return masters + size * (matrices + 2 * (trained - matrices)) + MUON_SCRATCH * 2 * shape.largest
+    return masters + 2 * size * trained
 
 
 def _activation_bytes(shape: ModelShape, config: Config, tokens: int) -> int:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError
 from stokehold.core.records import Version
 from stokehold.store import bases, checkpoints, files, tables, trash
+from stokehold.store.adapters import ADAPTER_CONFIG, base_of, reference
 from stokehold.store.blobs import LINK_BYTES, BlobStore
 from stokehold.store.database import Database, upsert
 from stokehold.store.files import Bad, publish, read_manifest
@@ -135,12 +136,23 @@ def resolve(home: Home, db: Database, ref: str, paths: bool = True) -> Path:
 
 
 def verify(home: Home, folder: Path) -> list[Bad]:
-    """As `files.verify`; a damaged file names every other folder of the home that shares the bad content."""
+    """As `files.verify`; a damaged file names every other folder of the home that shares the bad content.
+
+    Adapters are no better than the base they stand on, which is verified with them.
+    """
     found = []
     for bad in files.verify(folder):
         others = _holders(home, folder, bad.path)
         found.append(Bad(bad.path, f"{bad.reason}; shared with {', '.join(others)}") if others else bad)
-    return found
+    return found or _faults_of_base(folder)
+
+
+def _faults_of_base(folder: Path) -> list[Bad]:
+    try:
+        base = base_of(folder)
+    except IntegrityError as error:
+        return [Bad(ADAPTER_CONFIG, error.what)]
+    return [Bad(f"{reference(base)}/{bad.path}", bad.reason) for bad in files.verify(base)] if base else []
 
 
 def delete(home: Home, db: Database, name: str) -> Path:

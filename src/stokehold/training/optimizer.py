@@ -4,7 +4,7 @@ Every kind keeps its state by parameter name, so that a checkpoint does not depe
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ TORCH_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.
 QUANTISED_KEYS = ("step", "state1", "state2")
 """What bitsandbytes' optimisers remember of every parameter; of larger ones also the scales of their blocks."""
 
+MASTER = "master"
+"""Key of a half-precision weight's own value in float32."""
+
 CONSTANT = ("qmap1", "qmap2")
 """Tables of 8-bit codes: the same for every parameter, made anew instead of stored."""
 
@@ -33,24 +36,42 @@ class Part:
 
 
 class Optimizer:
-    """All that updates one model: each trainable parameter belongs to one of `parts`."""
+    """All that updates one model: each trainable parameter belongs to one of `parts`.
 
-    def __init__(self, names: Mapping[torch.Tensor, str], parts: Sequence[Part]) -> None:
-        self._names, self.parts = names, parts
+    A parameter in `masters` (bfloat16) is updated in float32 beside the model and rounded into it: bfloat16 has 8 bits,
+    and most updates of fine-tuning are smaller than the last of them.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[torch.Tensor, str],
+        parts: Sequence[Part],
+        masters: Mapping[torch.nn.Parameter, torch.nn.Parameter] | None = None,
+    ) -> None:
+        """`names` are those of what the parts hold: of a parameter, or of its master."""
+        self._names, self.parts, self._masters = names, parts, masters or {}
 
     def step(self) -> None:
         """Updates every parameter that has a gradient."""
+        for parameter, master in self._masters.items():
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
         for part in self.parts:
             part.optimizer.step()
+        with torch.no_grad():
+            for parameter, master in self._masters.items():
+                parameter.copy_(master)
+                master.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients."""
         for part in self.parts:
             part.optimizer.zero_grad(set_to_none=set_to_none)
+        for parameter in self._masters:
+            parameter.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
         """What it remembers, as `parameter.key`; a parameter that never had a gradient has nothing."""
-        found = {}
+        found = {f"{self._names[master]}.{MASTER}": master.detach() for master in self._masters.values()}
         for part in self.parts:
             for parameter, state in part.optimizer.state.items():
                 for key, value in state.items():
@@ -61,6 +82,10 @@ class Optimizer:
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
         """Takes up what `state` gave, on the parameters' device; IntegrityError where a parameter has half of it."""
+        with torch.no_grad():
+            for master in self._masters.values():
+                if (saved := tensors.get(f"{self._names[master]}.{MASTER}")) is not None:
+                    master.copy_(saved)
         for part in self.parts:
             for number, group in enumerate(part.optimizer.param_groups):
                 for place, parameter in enumerate(group["params"]):
@@ -100,16 +125,17 @@ def build_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer
     Raises ConfigError for a kind that this machine does not have.
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trainable.items()}
-    parameters = list(trainable.values())
+    masters = _masters(trainable.values()) if config.optimizer not in QUANTISED_OPTIMIZERS else {}
+    names: dict[torch.Tensor, str] = {masters.get(p, p): name for name, p in trainable.items()}
+    parameters = [masters.get(p, p) for p in trainable.values()]
     if config.optimizer == "muon":
-        return Optimizer(names, _muon(model, parameters, config))
+        return Optimizer(names, _muon(model, masters, parameters, config), masters)
     kind, options = torch.optim.AdamW, {"fused": True}
     if config.optimizer in QUANTISED_OPTIMIZERS:
         library = bitsandbytes(f'training.optimizer = "{config.optimizer}"', parameters[0].device)
         kind = library.optim.AdamW8bit if config.optimizer == "adamw_8bit" else library.optim.PagedAdamW
         options = {}
-    return Optimizer(names, [Part(_adamw(kind, parameters, config, **options))])
+    return Optimizer(names, [Part(_adamw(kind, parameters, config, **options))], masters)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -149,11 +175,23 @@ def _adamw(kind: Any, parameters: Sequence[torch.nn.Parameter], config: Training
     )
 
 
-def _muon(model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter], config: TrainingConfig) -> list[Part]:
+def _masters(parameters: Iterable[torch.nn.Parameter]) -> dict[torch.nn.Parameter, torch.nn.Parameter]:
+    """A copy in float32 of each parameter that has fewer bits."""
+    narrow = [p for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+    return {p: torch.nn.Parameter(p.detach().to(torch.float32)) for p in narrow}
+
+
+def _muon(
+    model: torch.nn.Module,
+    masters: Mapping[torch.nn.Parameter, torch.nn.Parameter],
+    parameters: Sequence[torch.nn.Parameter],
+    config: TrainingConfig,
+) -> list[Part]:
     """Muon orthogonalises updates, which suits matrices between hidden states: not embeddings, and not the head."""
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    apart = {id(p) for module in (*tables, *([head] if head is not None else ())) for p in module.parameters()}
+    ends = (*tables, *([head] if head is not None else ()))
+    apart = {id(masters.get(p, p)) for module in ends for p in module.parameters()}
     hidden = [p for p in parameters if p.ndim == 2 and id(p) not in apart]
     others = [p for p in parameters if p.ndim != 2 or id(p) in apart]
     muon = torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
