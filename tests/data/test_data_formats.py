@@ -219,3 +219,19 @@ def test_stored_conversations_parse_to_the_same_id(messages: list[Message]) -> N
         assert accepted(orjson.dumps({"messages": to_row(outcome.sample)["messages"]})).sample.id == outcome.sample.id
     else:
         assert not any(m.role == "assistant" and m.content.strip() for m in messages)
+
+
+@pytest.mark.parametrize("quotes", range(1, 9))
+@pytest.mark.parametrize("twice", ['"role":"user",', '"content":"",'])
+def test_escaped_quotes_do_not_hide_a_key_that_stands_twice(twice: str, quotes: int) -> None:
+    content = "\\u0022" * quotes
+    turns = f'{{"role":"user","content":"{content}"}},{{{twice}"role":"assistant","content":"A"}}'
+    assert "stands twice" in refused(f'{{"messages":[{turns}]}}'.encode())
+
+
+def test_the_order_of_keys_makes_no_other_row() -> None:
+    metadata = {"level": 3, "of": [1.5, None]}
+    one = accepted({"messages": CHAT, "metadata": metadata})
+    other = accepted({"metadata": metadata, "messages": [{"content": m["content"], "role": m["role"]} for m in CHAT]})
+    assert one == other
+    assert orjson.loads(one.row) == to_row(one.sample)

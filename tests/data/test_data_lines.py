@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stokehold.core.records import Rejection
-from stokehold.data.lines import BOM, Line, read_lines
+from stokehold.data.lines import BOM, Line, cut, read_lines, read_part
 
 MEGABYTE = 1 << 20
 
@@ -103,6 +103,27 @@ def test_every_line_is_seen_once_and_as_it_is(
     }
     assert got == expected
     assert len(outcomes) == len(expected)
+
+
+@given(content=st.text("ab\n\r\ufeff", min_size=1, max_size=60), count=st.integers(1, 9), limit=st.integers(1, 12))
+def test_the_lines_are_the_same_however_many_parts_the_file_is_cut_into(
+    tmp_path_factory: pytest.TempPathFactory, content: str, count: int, limit: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "parts.jsonl"
+    path.write_bytes(content.encode())
+    parts = cut(path, count)
+    assert len(parts) <= count
+    assert [part.start for part in parts] == [0, *(part.end for part in parts[:-1])]
+    assert parts[-1].end == path.stat().st_size
+    assert all(part.start < part.end for part in parts)
+    with path.open("rb") as file:
+        assert [line for part in parts for line in read_part(file, part, limit)] == list(read_lines(path, limit))
+
+
+def test_parts_are_of_about_one_size_and_cut_in_any_block(tmp_path: Path) -> None:
+    path = write(tmp_path, b"0123456\n" * (MEGABYTE // 2))
+    assert [part.end - part.start for part in cut(path, 8)] == [MEGABYTE // 2] * 8
+    assert [part.before for part in cut(path, 4)] == [n * MEGABYTE // 8 for n in range(4)]
 
 
 def _is_utf8(raw: bytes) -> bool:

@@ -1,5 +1,7 @@
 """Bad input is refused with what, where and why; the good lines beside it are used; nothing held out is trained."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from stokehold.core.errors import InputError
+from stokehold.core.errors import InputError, StokeholdError
 from stokehold.core.records import Dataset
 from stokehold.data.batches import Batches, Cursor
 from stokehold.data.formats import from_row
 from stokehold.data.report import measure
 from stokehold.data.tokenizer import load_tokenizer
+from stokehold.pipeline import accept
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.suites import open_suite
 from stokehold.pipeline.token_reports import token_counter
@@ -106,6 +109,55 @@ def test_the_same_content_is_the_same_dataset(make_home: Callable[..., Home], tm
     home = make_home()
     first = take_in(home, write_jsonl(tmp_path / "a.jsonl", facts(10)))
     assert take_in(home, write_jsonl(tmp_path / "b.jsonl", facts(10))) == first
+
+
+def in_parts(monkeypatch: pytest.MonkeyPatch, part_bytes: int) -> None:
+    """As on a machine of eight cores, for files of this size and more."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: range(8))
+    monkeypatch.setattr(accept, "PART_BYTES", part_bytes)
+
+
+def test_several_processes_make_the_dataset_that_one_makes(
+    make_home: Callable[..., Home], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    easy = [row(sample) for sample in draw("syllo", 1, 40, 0, "train")]
+    held = [row(sample) for sample in draw("syllo", 1, 5, 0, "holdout")]
+    odd = [{"prompt": "a", "completion": "b"}, {"other": 1}, *held, {"text": "é\u2028"}, *held_out_facts()[:3]]
+    file = write_jsonl(tmp_path / "rows.jsonl", [*facts(150), *odd, *easy, *facts(150)])
+    alone, together = (make_home(evaluation={"holdout_share": 0.05}) for _ in range(2))
+    for home in (alone, together):
+        write_jsonl(home.suites / "easy.jsonl", held[:3])
+        write_jsonl(home.suites / "facts.jsonl", held_out_facts())
+    one = take_in(alone, file)
+    in_parts(monkeypatch, file.stat().st_size // 7)
+    several = take_in(together, file)
+    assert (one.rejected, one.held_out, len(one.notes)) == (1 + 3 + 3, several.held_out, 2)
+    assert one.held_out > 0
+    assert (one.notes, one.accepted, one.rejected) == (several.notes, several.accepted, several.rejected)
+    for name in ("rows.jsonl", "held_out.jsonl", "rejected.jsonl"):
+        first, second = (dataset_folder(home, one.id) / name for home in (alone, together))
+        assert first.read_bytes() == second.read_bytes()
+    assert {path.name for path in dataset_folder(together, one.id).iterdir()} == {
+        path.name for path in dataset_folder(alone, one.id).iterdir()
+    }
+    ids = [tree["id"] for name in ("rows.jsonl", "held_out.jsonl") for tree in lines(together, several, name)]
+    assert len(set(ids)) == len(ids)
+    assert sum("#" in row_id for row_id in ids) >= 150
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("sys.exit(3)", StokeholdError), (f"print(json.dumps({{'errno': {errno.ENOSPC}, 'error': ''}}))", OSError)],
+)
+def test_a_process_that_fails_fails_the_file_and_leaves_nothing(
+    make_home: Callable[..., Home], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, kind: type[Exception]
+) -> None:
+    home, file = make_home(), write_jsonl(tmp_path / "rows.jsonl", facts(200))
+    in_parts(monkeypatch, 2000)
+    monkeypatch.setattr(accept, "COMMAND", ("-c", f"import json, sys; sys.stdin.read(); {code}"))
+    with pytest.raises(kind):
+        take_in(home, file)
+    assert list(home.datasets.iterdir()) == []
 
 
 def report_through_training(home: Home, dataset: Dataset, killed_after: int | None = None) -> None:

@@ -16,10 +16,24 @@ from stokehold.core.records import JobState, Priority
 from stokehold.store import job_rows, jobs
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
-from stokehold.supervisor.inbox import EMPTY_S, FOLLOW_S, NEVER_WHOLE_S, RETRY_S, Inbox, free_name, is_whole
+from stokehold.supervisor.inbox import (
+    EMPTY_S,
+    FOLLOW_S,
+    NEVER_WHOLE_S,
+    RETRY_S,
+    Inbox,
+    free_name,
+    is_whole,
+    may_be_open_for_writing,
+)
 
 ROW = '{"messages": []}\n'
 NOBODY = 65534
+with tempfile.NamedTemporaryFile() as _probe:
+    _closed = Path(f"{_probe.name}.closed")
+    _closed.touch()
+    TELLS = may_be_open_for_writing(Path(_probe.name)) and not may_be_open_for_writing(_closed)
+    _closed.unlink()
 
 Told = list[tuple[str, str]]
 Look = Callable[[float], list[Any]]
@@ -64,6 +78,36 @@ def test_a_file_that_rested_elsewhere_is_taken_as_it_is_renamed_in(home: Home, l
     os.utime(part, (0, 0))
     part.rename(home.inbox / "a.jsonl")
     assert [job.file for job in look(0.0)] == ["a.jsonl"]
+
+
+@pytest.mark.skipif(not TELLS, reason="this file system does not say whether a file is open for writing")
+@pytest.mark.parametrize("written_still", [False, True])
+def test_a_file_just_written_is_taken_as_it_is_renamed_in_unless_its_writer_has_it_open(
+    home: Home, look: Look, written_still: bool
+) -> None:
+    part = home.inbox / "a.jsonl.part"
+    with part.open("w") as file:
+        file.write(ROW)
+        file.flush()
+        before = part.stat().st_ctime_ns
+        while part.stat().st_ctime_ns == before:  # the clock of the file system is coarse
+            part.rename(home.inbox / "a.jsonl")
+            part = home.inbox / "a.jsonl"
+        if not written_still:
+            file.close()
+        assert [job.file for job in look(0.0)] == ([] if written_still else ["a.jsonl"])
+    assert look(0.9) == []
+    assert [job.file for job in look(1.0)] == (["a.jsonl"] if written_still else [])
+
+
+def test_it_is_told_when_a_file_will_have_rested(home: Home, client: JobsClient, told: Told) -> None:
+    inbox = open_inbox(home, client, told)
+    assert inbox.due(0.0) == float("inf")
+    (home.inbox / "a.jsonl").write_text(ROW)
+    inbox.poll(0.0)
+    assert inbox.due(0.25) == 0.75
+    assert len(inbox.poll(1.0)) == 1
+    assert inbox.due(1.0) == float("inf")
 
 
 def test_growth_starts_the_second_afresh(home: Home, look: Look) -> None:
@@ -236,8 +280,8 @@ def test_a_file_that_cannot_be_read_harms_no_other(shared_home: Home, told: Told
             if os.getuid() == 0:
                 os.seteuid(0)
             (home.inbox / "a-closed.jsonl").chmod(0o644)
-            inbox.poll(200.0)
-            assert [job.file for job in inbox.poll(201.0)] == ["a-closed.jsonl"]
+            again = inbox.poll(200.0)
+            assert [job.file for job in [*again, *inbox.poll(201.0)]] == ["a-closed.jsonl"]
     finally:
         if os.getuid() == 0:
             os.seteuid(0)

@@ -35,7 +35,7 @@ def short_id(*parts: str) -> str:
 
 def short_id_of(content: bytes) -> str:
     """As `short_id` of one part that is UTF-8 already."""
-    return blake3(len(content).to_bytes(8, "little") + content).hexdigest()[:ID_HEX_CHARS]
+    return blake3(len(content).to_bytes(8, "little") + content).hexdigest(length=ID_HEX_CHARS // 2)
 
 
 def is_holdout(identity: str) -> bool:

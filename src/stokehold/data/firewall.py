@@ -8,11 +8,13 @@ the gold answer agrees too, and is otherwise reported.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
 from stokehold.core.identity import content_hash, framed, normalise, prompt_hash
 from stokehold.core.records import Sample
+from stokehold.data.formats import Turns
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+")
 _ASCII_NUMBER = re.compile(r"\b\d+(?:[.,]\d+)*", re.ASCII)
@@ -22,9 +24,11 @@ Shape = tuple[tuple[str, int], ...]
 """Role and number of words of each turn of a prompt: masking changes neither, so equal templates have equal shapes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What the firewall says of a sample: its question's hash, why it may not be trained (None: it may), and whether
+_FRAMES = {role: framed(role) for role in ("system", "user", "assistant")}
+
+
+class Finding(NamedTuple):
+    """What the firewall says of a row: its question's hash, why it may not be trained (None: it may), and whether
     its prompt is that of a held-out row but for numbers and names."""
 
     question: str
@@ -55,40 +59,54 @@ class Firewall:
             if identity is not None:
                 identities.add(identity)
             else:
-                templates.setdefault(template_fingerprint(sample), set()).add(_gold_hash(sample))
-                shapes.add(_shape(sample))
+                templates.setdefault(template_fingerprint(sample), set()).add(_gold_hash(sample.gold))
+                shapes.add(_shape(_asked(_turns(sample), sample.text)))
         held = {template: frozenset(golds) for template, golds in templates.items()}
         return cls(frozenset(prompts), frozenset(identities), held, frozenset(shapes))
 
-    def examine(self, sample: Sample, identity: str | None) -> Finding:
-        """All that there is to say of this sample; `identity` is its problem's, None without one.
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for another process."""
+        return {
+            "prompts": list(self.held_prompts),
+            "identities": list(self.held_identities),
+            "templates": {template: list(golds) for template, golds in self.held_templates.items()},
+            "shapes": list(self.held_shapes),
+        }
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Firewall":
+        return cls(
+            frozenset(tree["prompts"]),
+            frozenset(tree["identities"]),
+            {template: frozenset(golds) for template, golds in tree["templates"].items()},
+            frozenset(tuple((role, words) for role, words in shape) for shape in tree["shapes"]),
+        )
+
+    def examine(self, turns: Turns, text: str | None, identity: str | None) -> Finding:
+        """All that there is to say of this conversation or text; `identity` is its problem's, None without one.
 
         The cost grows with the text; only prompts of a held-out row's shape are masked and compared.
         """
-        questions = _question_hashes(sample)
-        golds = self._golds(sample) if identity is None else None
+        questions, shape = _fold(turns, text)
+        golds = None
+        if identity is None and shape in self.held_shapes:
+            golds = self.held_templates.get(_fingerprint(_asked(turns, text)))
         refusal = None
         if not self.held_prompts.isdisjoint(questions):
             refusal = "held out: its prompt is in an evaluation suite"
         elif identity is not None and identity in self.held_identities:
             refusal = "held out: its problem is in an evaluation suite"
-        elif golds and _gold_hash(sample) in golds:
+        elif golds and _gold_hash(gold_of(turns)) in golds:
             refusal = "held out: prompt but for numbers and names, and answer, are in an evaluation suite"
         return Finding(questions[-1], refusal, golds is not None)
 
     def check(self, sample: Sample, identity: str | None) -> str | None:
         """Why this sample may not be trained, None where it may; `identity` is its problem's, None without one."""
-        return self.examine(sample, identity).refusal
+        return self.examine(_turns(sample), sample.text, identity).refusal
 
     def resembles(self, sample: Sample, identity: str | None) -> bool:
         """Whether its prompt is that of a held-out row but for numbers and names: to be reported, not refused."""
-        return identity is None and self._golds(sample) is not None
-
-    def _golds(self, sample: Sample) -> frozenset[str] | None:
-        """The held-out answers to a prompt that differs in numbers and names only; None where there is no such."""
-        if not self.held_shapes or _shape(sample) not in self.held_shapes:
-            return None
-        return self.held_templates.get(template_fingerprint(sample))
+        return self.examine(_turns(sample), sample.text, identity).resembles
 
 
 def question_hash(sample: Sample) -> str:
@@ -100,31 +118,60 @@ def question_hash(sample: Sample) -> str:
 
 def template_fingerprint(sample: Sample) -> str:
     """Hash of the prompt (or plain text) with every number and every capitalised word masked."""
-    return content_hash(*(part for role, said in _asked(sample) for part in (role, _masked(said))))
+    return _fingerprint(_asked(_turns(sample), sample.text))
 
 
-def _asked(sample: Sample) -> list[tuple[str, str]]:
-    """Roles and contents of the prompt; of what is said where nothing is asked."""
-    return [(m.role, m.content) for m in sample.question or sample.messages] or [("text", sample.text or "")]
+def gold_of(turns: Turns) -> str:
+    """As `Sample.gold`."""
+    return next((said for role, said in reversed(turns) if role == "assistant"), "")
 
 
-def _shape(sample: Sample) -> Shape:
-    return tuple((role, len(said.split())) for role, said in _asked(sample))
+def _turns(sample: Sample) -> Turns:
+    return [(m.role, m.content) for m in sample.messages]
 
 
-def _question_hashes(sample: Sample) -> list[str]:
-    """`question_hash` through each answer: an earlier turn of a conversation is trained as much as the last."""
-    found, before = [], b""
-    for place, message in enumerate(sample.messages):
-        if message.role == "assistant":
-            first = place == 0  # nothing is asked: what is said counts
-            found.append(blake3(framed("text", normalise(message.content)) if first else before).hexdigest())
-        before += framed(message.role, normalise(message.content))
-    return found or [question_hash(sample)]
+def _fingerprint(asked: Turns) -> str:
+    return content_hash(*(part for role, said in asked for part in (role, _masked(said))))
 
 
-def _gold_hash(sample: Sample) -> str:
-    return content_hash(normalise(sample.gold))
+def _last_answer(turns: Turns) -> int:
+    """The place of the last assistant turn, -1 without one."""
+    return next((place for place in range(len(turns) - 1, -1, -1) if turns[place][0] == "assistant"), -1)
+
+
+def _asked(turns: Turns, text: str | None) -> Turns:
+    """The turns of the prompt; what is said where nothing is asked."""
+    last = _last_answer(turns)
+    return (turns[:last] if last > 0 else turns) or [("text", text or "")]
+
+
+def _shape(asked: Turns) -> Shape:
+    return tuple((role, len(said.split())) for role, said in asked)
+
+
+def _fold(turns: Turns, text: str | None) -> tuple[list[str], Shape]:
+    """`question_hash` through each answer (an earlier turn of a conversation is trained as much as the last), and the
+    shape of what is asked, from one pass over the words."""
+    last = _last_answer(turns)
+    if last < 1:
+        asked = _asked(turns, text)
+        whole = asked if last < 0 and turns else [("text", turns[0][1] if turns else asked[0][1])]
+        return [blake3(b"".join(framed(role, normalise(said)) for role, said in whole)).hexdigest()], _shape(asked)
+    hashes, shape, before = [], [], b""
+    for role, said in turns[:last]:
+        words = said.split()
+        folded = " ".join(words).casefold().encode()
+        length = len(folded).to_bytes(8, "little")
+        if role == "assistant":  # where nothing is asked, what is said counts
+            hashes.append(blake3(before or framed("text") + length + folded).hexdigest())
+        before += (_FRAMES.get(role) or framed(role)) + length + folded
+        shape.append((role, len(words)))
+    hashes.append(blake3(before).hexdigest())
+    return hashes, tuple(shape)
+
+
+def _gold_hash(gold: str) -> str:
+    return content_hash(normalise(gold))
 
 
 def _masked(text: str) -> str:

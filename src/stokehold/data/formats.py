@@ -5,15 +5,15 @@ is not the product's own format is converted with a note; notes are few and fixe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import orjson
 
 from stokehold.core.identity import short_id_of
 from stokehold.core.records import Message, Provenance, Rejection, Sample
 from stokehold.data.lines import Line, excerpt
-from stokehold.data.strict import Refused, kind_of, read_object
+from stokehold.data.strict import Refused, has_odd_float, kind_of, quotes, read_object
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,45 +34,63 @@ RELATIONAL_KEYS = ("type", "has_presence", "context")
 LEFT_OUT = "other keys left out"
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """An accepted line; `note` says what was converted, None for the product's own format.
+Turns = Sequence[tuple[str, str]]
+"""Role and content of each turn of a conversation."""
 
-    `stored` is the row that `to_row` makes, written as JSON, from behind its id.
+
+class Parsed(NamedTuple):
+    """An accepted line, under the id of what is said: equal for equal lines. Either `turns` or `text` is filled.
+
+    `note` says what was converted, None for the product's own format; `stored` is the row that `to_row` makes, written
+    as JSON, from behind its id.
     """
 
-    sample: Sample
+    id: str
+    turns: Turns
+    text: str | None
+    metadata: Mapping[str, Any]
+    file: str
+    line: int
+    stored: bytes
     note: str | None = None
-    stored: bytes = b""
 
-    def row(self, row_id: str) -> bytes:
-        """The row as a dataset holds it, under this id and with its line end."""
-        return b'{"id":%s%s\n' % (orjson.dumps(row_id), self.stored)
+    @property
+    def sample(self) -> Sample:
+        """The line as a record, which takes longer to make than all the rest."""
+        messages = tuple(Message(role, content) for role, content in self.turns)
+        return Sample(self.id, messages, self.text, Provenance(self.file, self.line), self.metadata)
+
+    @property
+    def row(self) -> bytes:
+        """The row as a dataset holds it, with its line end."""
+        return b'{"id":"%s"%s\n' % (self.id.encode(), self.stored)
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(NamedTuple):
     """What a format holds: a conversation or a text, metadata of the format's own, and the keys that were read."""
 
     keys: tuple[str, ...]
     note: str | None
-    messages: tuple[Message, ...] = ()
+    turns: Turns = ()
     text: str | None = None
     metadata: Mapping[str, Any] | None = None
     lossy: bool = False
 
 
 def parse_line(line: Line, file: str) -> Parsed | Rejection:
-    """The sample of a line of `file`, or why there is none. Its id is that of what is said: equal for equal lines."""
+    """What a line of `file` holds, or why it cannot be used."""
+    plain = _parse_plain(line, file)
+    if plain is not None:
+        return plain
     try:
         tree = read_object(line.raw)
         content = _convert(tree)
-        sample, stored = _sample(content, tree, Provenance(file, line.number))
+        parsed = _stored(content, tree, file, line.number)
     except Refused as refused:
         return Rejection(line.number, str(refused), excerpt(line.raw))
     left_out = content.lossy or not (tree.keys() <= {*content.keys, "metadata"})
     notes = [note for note in (content.note, LEFT_OUT if left_out else None) if note]
-    return Parsed(sample, "; ".join(notes) or None, stored)
+    return parsed._replace(note="; ".join(notes) or None)
 
 
 def to_row(sample: Sample) -> dict[str, Any]:
@@ -94,33 +112,66 @@ def from_row(row: Mapping[str, Any], file: str | None = None) -> Sample:
     return Sample(row["id"], messages, text, provenance, row.get("metadata") or {})
 
 
+def _parse_plain(line: Line, file: str) -> Parsed | None:
+    """A line in the product's own format and with nothing else in it, as most are; None where that is not certain.
+
+    It is written once, for its id, its row and the search for a key that stood twice.
+    """
+    try:
+        tree = orjson.loads(line.raw)
+        if type(tree) is not dict or len(tree) != 1 + ("metadata" in tree):
+            return None
+        metadata, turns, answered = tree.get("metadata", {}), [], False
+        for turn in tree.get("messages") or ():
+            role, content = turn["role"], turn["content"]
+            if len(turn) != 2 or role not in ROLES or type(content) is not str:
+                return None
+            turns.append((role, content))
+            answered = answered or (role == "assistant" and bool(content.strip()))
+        if not answered or type(metadata) is not dict or has_odd_float(metadata):
+            return None
+        said, rest = _written(turns, None), orjson.dumps({"metadata": metadata, "line": line.number})
+    except (orjson.JSONDecodeError, TypeError, KeyError):  # TypeError: no list of objects, or too deep to be written
+        return None
+    ours = 2 if "metadata" in tree else 4
+    if quotes(line.raw) != said.count(b'"') + rest.count(b'"') - ours:
+        return None
+    return Parsed(short_id_of(said), turns, None, metadata, file, line.number, b",%s,%s" % (said[1:-1], rest[1:]))
+
+
 def _said_by(messages: Sequence[Message], text: str | None) -> dict[str, Any]:
     if text is not None:
         return {"text": text}
     return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
 
 
-def _sample(content: _Content, tree: Mapping[str, Any], provenance: Provenance) -> tuple[Sample, bytes]:
-    """The sample, and its row as JSON from behind the id."""
+def _written(turns: Turns, text: str | None) -> bytes:
+    """As `_said_by`, in JSON."""
+    if text is not None:
+        return orjson.dumps({"text": text})
+    return orjson.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})
+
+
+def _stored(content: _Content, tree: Mapping[str, Any], file: str, number: int) -> Parsed:
     metadata = tree.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise Refused(f"metadata is {kind_of(metadata)}, not an object")
     merged = {**(metadata or {}), **(content.metadata or {})}
     try:
         # The whole row is written here: what cannot be stored (surrogates, depth) must not get past these lines.
-        said = orjson.dumps(_said_by(content.messages, content.text))
-        rest = orjson.dumps({"metadata": merged, "line": provenance.line})
+        said = _written(content.turns, content.text)
+        rest = orjson.dumps({"metadata": merged, "line": number})
     except TypeError as error:
         raise Refused(f"cannot be stored: {error}") from error
-    sample = Sample(short_id_of(said), content.messages, content.text, provenance, merged)
-    return sample, b",%s,%s" % (said[1:-1], rest[1:])
+    stored = b",%s,%s" % (said[1:-1], rest[1:])
+    return Parsed(short_id_of(said), content.turns, content.text, merged, file, number, stored)
 
 
 def _convert(tree: dict[str, Any]) -> _Content:
     for keys, convert in _FORMATS:
         if all(key in tree for key in keys):
             content = convert(tree)
-            if content.text is None and not any(m.role == "assistant" and m.content.strip() for m in content.messages):
+            if content.text is None and not any(r == "assistant" and said.strip() for r, said in content.turns):
                 raise Refused("no assistant turn with content")
             return content
     raise Refused(f"no known format; keys: {', '.join(sorted(tree)[:8]) or 'none'}")
@@ -133,7 +184,7 @@ def _chat(tree: dict[str, Any]) -> _Content:
         role = turn.get("role")
         if role not in ROLES:
             raise Refused(f"message {number} has role {role!r}, not system, user or assistant")
-        messages.append(Message(role, _string(turn, "content", f"message {number}: ")))
+        messages.append((role, _string(turn, "content", f"message {number}: ")))
     lossy = any(not (turn.keys() <= {"role", "content"}) for turn in turns)
     return _Content(("messages",), None, tuple(messages), lossy=lossy)
 
@@ -145,7 +196,7 @@ def _sharegpt(tree: dict[str, Any]) -> _Content:
         role = SHAREGPT_ROLES.get(str(turn.get("from")))
         if role is None:
             raise Refused(f"turn {number} is from {turn.get('from')!r}")
-        messages.append(Message(role, _string(turn, "value", f"turn {number}: ")))
+        messages.append((role, _string(turn, "value", f"turn {number}: ")))
     lossy = any(not (turn.keys() <= {"from", "value"}) for turn in turns)
     return _Content(("conversations",), "converted from ShareGPT conversations", tuple(messages), lossy=lossy)
 
@@ -185,8 +236,8 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], _Content]], ..
 """The keys that make a format, tried in this order."""
 
 
-def _exchange(question: str, answer: str) -> tuple[Message, ...]:
-    return Message("user", question), Message("assistant", answer)
+def _exchange(question: str, answer: str) -> Turns:
+    return ("user", question), ("assistant", answer)
 
 
 def _turns(tree: dict[str, Any], key: str, keys: set[str]) -> list[dict[str, Any]]:

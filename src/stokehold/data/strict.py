@@ -28,6 +28,11 @@ def read_object(raw: bytes) -> dict[str, Any]:
     return _read_slowly(raw.decode()) if tree is None else tree
 
 
+def quotes(raw: bytes) -> int | None:
+    """Quotes in a line, which its tree written again has too unless a key stood twice; None where they do not tell."""
+    return None if b"\\u0022" in raw else raw.count(b'"')
+
+
 def kind_of(value: object) -> str:
     """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
@@ -40,22 +45,14 @@ def _read_fast(raw: bytes) -> dict[str, Any] | None:
     """The object where orjson's reading is certainly the strict one, else None."""
     try:
         tree = orjson.loads(raw)
-        if not isinstance(tree, dict) or _quotes(raw) != _quotes(orjson.dumps(tree)):
+        if not isinstance(tree, dict) or quotes(raw) != orjson.dumps(tree).count(b'"'):
             return None  # a key that stood twice took its quotes along
     except (orjson.JSONDecodeError, TypeError):  # the latter: nested deeper than orjson writes
         return None
-    return None if _has_odd_float(tree) else tree
+    return None if has_odd_float(tree) else tree
 
 
-def _quotes(json_bytes: bytes) -> int:
-    """Quotes that begin or end a string: those that no backslash escapes."""
-    if b"\\" not in json_bytes:
-        return json_bytes.count(b'"')
-    rest = json_bytes.replace(b"\\\\", b"")
-    return rest.count(b'"') - rest.count(b'\\"')
-
-
-def _has_odd_float(tree: dict[str, Any]) -> bool:
+def has_odd_float(tree: dict[str, Any]) -> bool:
     """Whether a float in it may have been written as an integer of more than 64 bits."""
     waiting: list[Any] = [tree]
     for value in waiting:

@@ -83,6 +83,8 @@ class ChatTemplate:
             self._compiled = _environment().from_string(source)
         except TemplateError as error:
             raise InputError(f"the chat template does not compile: {error}", fix="use another model folder") from error
+        # A dictionary, where there was a chain of them: every rendering copies it, which took most of its time.
+        self._compiled.globals = dict(self._compiled.globals)
         self.folds_system = not self._accepts_system()
         self.end_of_turn = self._find_end_of_turn()
 

@@ -1,15 +1,14 @@
 """A file becomes a Dataset: every line parsed, checked and firewalled, a share held out, before anything is trained.
 
 Nothing is tokenised here: what only tokens can tell is found out while training runs (`token_reports.py`). The lines
-are read once and the accepted rows copied once; time grows with bytes, memory by two hashes and a number a line. The
-folder `datasets/<id>/` holds the file as it came (`source.jsonl`), the rows to train, those held out and the rejected
-lines. The file leaves the inbox only after that folder is published.
+are read once, on every core (`accept.py`), and the accepted rows copied once; time grows with bytes, memory by two
+hashes and a number a line. The folder `datasets/<id>/` holds the file as it came (`source.jsonl`), the rows to train,
+those held out and the rejected lines. The file leaves the inbox only after that folder is published.
 """
 
 import shutil
-from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,13 +16,13 @@ import orjson
 
 from stokehold.core.config import Config
 from stokehold.core.errors import InputError
-from stokehold.core.records import Dataset, Rejection, Sample
+from stokehold.core.records import Dataset, Sample
 from stokehold.data.firewall import Firewall
-from stokehold.data.formats import Parsed, from_row, parse_line
+from stokehold.data.formats import from_row
 from stokehold.data.holdout import choose_holdout
-from stokehold.data.lines import EXCERPT_CHARS, Line, read_lines
 from stokehold.data.report import measure
 from stokehold.data.tokenizer import ChatTokenizer
+from stokehold.pipeline.accept import BLOCK_BYTES, Accepted, Rules, accept_file, part_path
 from stokehold.pipeline.suites import open_suites
 from stokehold.store.blobs import share
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
@@ -35,21 +34,7 @@ from stokehold.tasks.registry import identity_of
 INBOX_SUITE = "inbox"
 DATASET_ID_CHARS = 16
 SOURCE = "source.jsonl"
-BLOCK_BYTES = 1024 * 1024
-"""Rows are written and copied in pieces of this size."""
-
-
-@dataclass
-class _Parsed:
-    """What the pass over the lines keeps: of an accepted row its prompt's hash and where it begins in
-    `accepted.jsonl`, of the others their number and the first."""
-
-    prompts: list[str] = field(default_factory=list)
-    starts: "array[int]" = field(default_factory=lambda: array("Q"))
-    rejected: int = 0
-    first_rejection: Rejection | None = None
-    notes: dict[str, int] = field(default_factory=dict)
-    resembling: int = 0
+ACCEPTED, REJECTED = "accepted.jsonl", "rejected.jsonl"
 
 
 def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path, content: str, name: str) -> Dataset:
@@ -69,10 +54,11 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
     try:
         _take_source(home, path, content, scratch / SOURCE)
         reach("ingest.copied")
-        parsed = _accept_rows(scratch, config, build_firewall(home), name)
-        _refuse_unusable(parsed, config, name)
-        held = choose_holdout(parsed.prompts, config.evaluation.holdout_share)
-        _split(scratch, parsed.starts, held)
+        parts = _accept_rows(scratch, Rules(name, config.data.max_line_bytes, build_firewall(home)))
+        _refuse_unusable(parts, config, name)
+        prompts = [prompt for part in parts for prompt in part.prompts]
+        held = choose_holdout(prompts, config.evaluation.holdout_share)
+        _split(scratch, parts, held)
         reach("ingest.split")
         if config.data.strict:
             _refuse_suspicious_mask(scratch / "rows.jsonl", tokenizer, config, name)
@@ -81,11 +67,11 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
             content_hash=content,
             file=name,
             bytes=(scratch / SOURCE).stat().st_size,
-            accepted=len(parsed.prompts),
+            accepted=len(prompts),
             held_out=len(held),
-            rejected=parsed.rejected,
+            rejected=sum(part.rejected for part in parts),
             created=utc_now(),
-            notes=_notes(parsed),
+            notes=_notes(parts),
         )
         dataset = save_dataset(home, record, lambda folder: _move_files(scratch, folder), {SOURCE: content})
     finally:
@@ -115,9 +101,9 @@ def build_firewall(home: Home) -> Firewall:
     return Firewall.of((sample for suite in open_suites(home) for sample in suite.samples), identity_of)
 
 
-def _refuse_unusable(parsed: _Parsed, config: Config, name: str) -> None:
-    first = parsed.first_rejection
-    if not parsed.prompts:
+def _refuse_unusable(parts: Sequence[Accepted], config: Config, name: str) -> None:
+    first = next((part.first_rejection for part in parts if part.first_rejection), None)
+    if not any(part.ids for part in parts):
         raise InputError("no usable line", name, f"first problem: line {first.line}: {first.reason}" if first else "")
     if config.data.strict and first:
         raise InputError(first.reason, f"{name}, line {first.line}", "correct it, or set data.strict = false")
@@ -131,11 +117,12 @@ def _refuse_suspicious_mask(rows: Path, tokenizer: ChatTokenizer, config: Config
         raise InputError(warning, name, "correct the rows, or set data.strict = false")
 
 
-def _notes(parsed: _Parsed) -> tuple[str, ...]:
+def _notes(parts: Sequence[Accepted]) -> tuple[str, ...]:
     """Conversions, and rows that look like held-out ones."""
-    notes = [f"{note}: {count} rows" for note, count in sorted(parsed.notes.items())]
-    if parsed.resembling:
-        notes.append(f"{parsed.resembling} rows differ from held-out ones in numbers and names only")
+    counts = sum((Counter(part.notes) for part in parts), Counter[str]())
+    notes = [f"{note}: {count} rows" for note, count in sorted(counts.items())]
+    if resembling := sum(part.resembling for part in parts):
+        notes.append(f"{resembling} rows differ from held-out ones in numbers and names only")
     return tuple(notes)
 
 
@@ -144,57 +131,44 @@ def _move_files(source: Path, target: Path) -> None:
         path.rename(target / path.name)
 
 
-def _accept_rows(folder: Path, config: Config, firewall: Firewall, name: str) -> _Parsed:
-    parsed = _Parsed()
+def _accept_rows(folder: Path, rules: Rules) -> list[Accepted]:
+    parts = accept_file(folder / SOURCE, folder / ACCEPTED, folder / REJECTED, rules)
+    with _writing(folder / REJECTED) as rejected:
+        for number in range(len(parts)):
+            with (part := part_path(folder / REJECTED, number)).open("rb") as file:
+                _copy(file, rejected, None)
+            part.unlink()
+    return parts
+
+
+def _split(folder: Path, parts: Sequence[Accepted], held: set[int]) -> None:
+    """Joins the parts, puts the held-out rows apart and gives equal rows ids of their own; rows count from 0."""
     seen: dict[str, int] = {}
-    with _writing(folder / "accepted.jsonl") as accepted, _writing(folder / "rejected.jsonl") as rejected:
-        place = 0
-        for line in read_lines(folder / SOURCE, config.data.max_line_bytes):
-            outcome = line if isinstance(line, Rejection) else _accept(line, name, firewall, parsed)
-            if isinstance(outcome, Rejection):
-                parsed.rejected += 1
-                parsed.first_rejection = parsed.first_rejection or outcome
-                rejected.write(orjson.dumps(outcome) + b"\n")
-                continue
-            parsed.starts.append(place)
-            place += accepted.write(outcome.row(_unique(outcome.sample.id, seen)))
-    return parsed
+    first = 0
+    with _writing(folder / "rows.jsonl") as rows, _writing(folder / "held_out.jsonl") as held_out:
+        for number, part in enumerate(parts):
+            suffixes = _suffixes(part.ids, seen)
+            wanted = {row - first for row in held if 0 <= row - first < len(part.ids)}
+            with (path := part_path(folder / ACCEPTED, number)).open("rb") as accepted:
+                for row in sorted(wanted | suffixes.keys()):
+                    _copy(accepted, rows, part.starts[row])
+                    line = accepted.readline()
+                    if row in suffixes:
+                        line = line.replace(part.ids[row].encode(), part.ids[row].encode() + suffixes[row], 1)
+                    (held_out if row in wanted else rows).write(line)
+                _copy(accepted, rows, None)
+            path.unlink()
+            first += len(part.ids)
 
 
-def _accept(line: Line, name: str, firewall: Firewall, parsed: _Parsed) -> Parsed | Rejection:
-    """The row of this line, counted in `parsed`, or why there is none."""
-    outcome = parse_line(line, name)
-    if isinstance(outcome, Rejection):
-        return outcome
-    sample = outcome.sample
-    if outcome.note:
-        parsed.notes[outcome.note] = parsed.notes.get(outcome.note, 0) + 1
-    found = firewall.examine(sample, identity_of(sample))
-    if found.refusal is not None:
-        return Rejection(line.number, found.refusal, sample.gold[:EXCERPT_CHARS])
-    parsed.resembling += found.resembles
-    parsed.prompts.append(found.question)
-    return outcome
-
-
-def _unique(row_id: str, seen: dict[str, int]) -> str:
-    """Equal lines are kept, each under an id of its own."""
-    count = seen[row_id] = seen.get(row_id, 0) + 1
-    return row_id if count == 1 else f"{row_id}#{count}"
-
-
-def _split(folder: Path, starts: Sequence[int], held: set[int]) -> None:
-    """Moves the held-out rows apart; row numbers count accepted rows from 0, `starts` is where each begins."""
-    with (
-        (folder / "accepted.jsonl").open("rb") as accepted,
-        _writing(folder / "rows.jsonl") as rows,
-        _writing(folder / "held_out.jsonl") as held_out,
-    ):
-        for number in sorted(held):
-            _copy(accepted, rows, starts[number])
-            held_out.write(accepted.readline())
-        _copy(accepted, rows, None)
-    (folder / "accepted.jsonl").unlink()
+def _suffixes(ids: Sequence[str], seen: dict[str, int]) -> dict[int, bytes]:
+    """What makes the ids of rows that came before, counted in `seen`, their own."""
+    suffixes = {}
+    for row, row_id in enumerate(ids):
+        count = seen[row_id] = seen.get(row_id, 0) + 1
+        if count > 1:
+            suffixes[row] = b"#%d" % count
+    return suffixes
 
 
 def _copy(source: BinaryIO, target: BinaryIO, end: int | None) -> None:

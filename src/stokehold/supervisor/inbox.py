@@ -1,14 +1,16 @@
 """The door: files dropped into `inbox/` (or `inbox/{high,normal,low}/`) become jobs; nothing is ever deleted here.
 
-A file is complete when it was not written to for `STABLE_S`, here or where it was renamed from, and its last line is a
-whole JSON value or ends in a newline. What can never become a job (a link, a folder, an empty file, a duplicate) moves
-to `inbox/refused/` with the reason beside it. A file that cannot be read now stays and is tried again; others are not
-held up by it.
+A file is complete when it was not written to for `STABLE_S`, here or where it was renamed from, or was renamed and
+nobody has it open for writing; and its last line is a whole JSON value or ends in a newline. What can never become a
+job (a link, a folder, an empty file, a duplicate) moves to `inbox/refused/` with the reason beside it. A file that
+cannot be read now stays and is tried again; others are not held up by it.
 
 Looking is the truth; change notices of the file system only make us look sooner.
 """
 
+import fcntl
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +105,11 @@ class Inbox:
                 made.append(job)
         return made
 
+    def due(self, now_s: float) -> float:
+        """Seconds until a file may have rested long enough, infinity where none rests."""
+        ends = (seen.since_s + STABLE_S for seen in self._seen.values() if seen.job is None)
+        return min((end - now_s for end in ends if end > now_s), default=float("inf"))
+
     def _look(self, path: Path, priority: Priority, now_s: float) -> Job | None:
         status = path.lstat()
         mark = Mark(status.st_size, status.st_mtime_ns, status.st_ino, status.st_mode)
@@ -110,7 +117,7 @@ class Inbox:
         if seen is None or seen.mark != mark:
             fresh = seen is None or seen.job is not None
             first_s, told = (now_s, set()) if seen is None or fresh else (seen.first_s, seen.told)
-            self._seen[path] = seen = Seen(mark, now_s - rested_s(status), first_s, told=told)
+            self._seen[path] = seen = Seen(mark, now_s - rested_s(path, status), first_s, told=told)
         if now_s < seen.retry_s or now_s - seen.since_s < STABLE_S:
             self._tell_unfinished(path, seen, now_s)
             return None
@@ -202,9 +209,34 @@ def candidates(home: Home) -> Iterator[tuple[Path, Priority]]:
             yield path, priority
 
 
-def rested_s(status: os.stat_result) -> float:
-    """`STABLE_S` for a file not written to for so long, which it may have spent elsewhere before it was renamed in."""
-    return STABLE_S if time.time() - status.st_mtime >= STABLE_S else 0.0
+def rested_s(path: Path, status: os.stat_result) -> float:
+    """`STABLE_S` for a file not written to for so long, which it may have spent elsewhere before it was renamed in, and
+    for one that its writer is done with; else 0."""
+    if time.time() - status.st_mtime >= STABLE_S:
+        return STABLE_S
+    # Writing sets both times; a rename, the last thing that a careful writer does, the second alone.
+    renamed = stat.S_ISREG(status.st_mode) and status.st_ctime_ns > status.st_mtime_ns
+    return STABLE_S if renamed and not may_be_open_for_writing(path) else 0.0
+
+
+def may_be_open_for_writing(path: Path) -> bool:
+    """Whether some process has the file open for writing, or it cannot be known."""
+    if not hasattr(fcntl, "F_SETLEASE"):  # not Linux
+        return True
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)  # of a writer who comes now; the default one would end us
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # refused while there is a writer
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
 
 
 def refusal(status: os.stat_result, name: str) -> str | None:

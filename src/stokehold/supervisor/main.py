@@ -190,9 +190,10 @@ class Supervisor:
     def _sleep(self) -> None:
         """Until the next round is due or something wakes us."""
         time.sleep(SHORTEST_ROUND_S)
-        due_s = min((child.due(time.monotonic()) for child in self._children), default=TICK_S)
+        now_s = time.monotonic()
+        due_s = min((child.due(now_s) for child in self._children), default=TICK_S)
         try:
-            self._wake.get(timeout=max(0.0, min(TICK_S, due_s or TICK_S)))
+            self._wake.get(timeout=max(0.0, min(TICK_S, due_s or TICK_S, self._inbox.due(now_s))))
             while True:
                 self._wake.get_nowait()
         except queue.Empty:
