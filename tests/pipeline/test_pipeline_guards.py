@@ -105,6 +105,22 @@ def test_a_batch_that_is_nothing_like_the_others_is_passed_over(bench: Callable[
     assert worst > 3 * max(step.loss for step in journal.steps(one.db, since=60)), "what was passed over was a spike"
 
 
+def test_a_file_whose_rows_change_for_good_is_trained_whole(bench: Callable[..., Bench]) -> None:
+    """As one sorted by topic does: every batch of the second half is far above the mean of the first."""
+    other = [{"prompt": "count", "completion": " ".join(f"{n * k * 7919}" for k in range(8))} for n in range(200)]
+    one = bench(training={"micro_batch_tokens": 128, "checkpoint_steps": 20, "spike_factor": 3.0})
+    assert one.run(one.dataset("one.jsonl", [*facts(600), *other])) is JobState.COMPLETED
+    (text,) = told(one, "level_changed")
+    assert "its rows have changed" in text
+    row = ledger(one)
+    assert (row.trained + row.skipped, row.balanced) == (800, True)
+    assert row.skipped < 20, "no more than what was mixed into the first of them"
+    again = one.restarted()
+    again.run(again.dataset("two.jsonl", facts(60, seed=3)))
+    assert len(told(again, "level_changed")) == 1
+    again.close()
+
+
 def test_a_batch_too_large_for_memory_is_divided_with_the_same_gradient(bench: Callable[..., Bench]) -> None:
     options = {"micro_batch_tokens": 32768, "checkpoint_steps": 100}
     one, roomy = (bench(training=options, data={"window_rows": 8192}) for _ in range(2))

@@ -21,7 +21,7 @@ def record(
     values = {"step": step, "branch": branch, "examples": examples, "rows": list(rows), "reason": reason}
     with db.write() as connection:
         upsert(tables.skipped, connection, run=run, key=key, **values, created=utc_now())
-        same = sa.select(sa.func.count()).where(COLUMNS.run == run, COLUMNS.step == step)
+        same = sa.select(sa.func.count()).where(COLUMNS.run == run, COLUMNS.step == step, COLUMNS.examples > 0)
         return int(connection.execute(same).scalar_one())
 
 

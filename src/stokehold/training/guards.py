@@ -36,10 +36,13 @@ CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "can't allocate
 
 
 class BadBatch(DivergenceError):
-    """A group of batches that must not be trained: its `key` in the run, its rows, and the step it would have been."""
+    """A group of batches that must not be trained: its `key` in the run, its rows, and the step it would have been.
 
-    def __init__(self, cause: DivergenceError, group: Sequence[Batch], step: int) -> None:
-        self.key, self.step = group_key(group), step
+    `spike`: its loss is a number, but far above the file's others.
+    """
+
+    def __init__(self, cause: DivergenceError, group: Sequence[Batch], step: int, spike: bool = False) -> None:
+        self.key, self.step, self.spike = group_key(group), step, spike
         self.examples = sum(batch.examples for batch in group)
         self.rows = tuple(row for batch in group for row in batch.row_ids)
         super().__init__(cause.what, cause.where, cause.fix)
@@ -48,6 +51,11 @@ class BadBatch(DivergenceError):
 def group_key(group: Sequence[Batch]) -> str:
     """Names a group of batches in its run: epoch and rows in order."""
     return f"{group[0].cursor.epoch}:{short_id(*(row for batch in group for row in batch.row_ids))}"
+
+
+def level_key(step: int) -> str:
+    """Says among a run's skips that from this step on its losses stand on another level."""
+    return f"level:{step}"
 
 
 def ceiling(progress: Progress, factor: float) -> float:
@@ -81,9 +89,12 @@ def guarded_step(lineage: Lineage, group: Sequence[Batch], highest: float, note:
         loss = sum(float(value) for value in sums.components.values()) / loss_tokens
         if loss > highest:
             where = f"step {lineage.step + 1}, loss {loss:.4g}, more than {highest:.4g}"
-            raise DivergenceError("the loss rose suddenly", where, "look at the rows; no weight was changed")
+            spike = DivergenceError("the loss rose suddenly", where, "look at the rows; no weight was changed")
+            raise BadBatch(spike, group, lineage.step + 1, spike=True)
         reach("step.computed")
         return finish_step(lineage, group, sums, loss_tokens)
+    except BadBatch:
+        raise
     except DivergenceError as error:
         raise BadBatch(error, group, lineage.step + 1) from error
 

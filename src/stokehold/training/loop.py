@@ -8,7 +8,7 @@ exception leaves none: the weights on disk are those of the last checkpoint.
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from stokehold.core.records import Checkpoint, JobState, Step, WindowTokens
 from stokehold.data.batches import Batch, Batches, Cursor
 from stokehold.store.failpoints import reach
 from stokehold.store.home import Home
-from stokehold.training.guards import ceiling, group_key, guarded_step
+from stokehold.training.guards import ceiling, group_key, guarded_step, level_key
 from stokehold.training.progress import completed, passed_over, trained
 from stokehold.training.state import Lineage, Progress, Snapshot
 from stokehold.training.step import StepResult
@@ -40,7 +40,7 @@ class Work:
     """One job to train: its dataset's `count` rows, and where to stop (`until_step` is absolute, None for the end).
 
     `run` names the cursor: a file that was skipped and comes back under another job goes on where it was. `skips` are
-    the keys of batch groups that spoilt a step before and are passed over.
+    the keys of batch groups that spoilt a step before and are passed over, and of steps where losses rose for good.
     """
 
     job: str
@@ -132,6 +132,8 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
                 lineage.runs[work.run], lineage.saved = passed_over(progress, group, fresh), None
                 continue
 
+            if level_key(lineage.step + 1) in work.skips:
+                progress = replace(progress, steps=0, mean_loss=None)
             hooks.state("training_step", lineage.step + 1)
             highest = ceiling(progress, config.spike_factor)
             result = guarded_step(lineage, group, highest, lambda text: hooks.note("out_of_memory", text))
