@@ -51,7 +51,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     with tempfile.TemporaryDirectory() as scratch:
         home = make_home(Path(scratch), steps)
-        memory = train(home, write_rows(Path(scratch) / "rows.jsonl", 12 * steps), steps)
+        memory = train(home, write_rows(Path(scratch) / "rows.jsonl", 4 * steps), steps)
         json.dump({"machine": machine(), **report(home, memory)}, sys.stdout, indent=2)
     print()
 
@@ -64,7 +64,7 @@ def make_home(scratch: Path, steps: int) -> Home:
     tree = {
         "model": {"base": base.path, "architecture": base.architecture, "vocabulary": base.vocabulary},
         "data": {"max_length": 128},
-        "training": {"micro_batch_tokens": 256, "checkpoint_steps": max(1, steps // 40), "threads": 1},
+        "training": {"micro_batch_tokens": 64, "checkpoint_steps": max(1, steps // 40), "threads": 1},
         "evaluation": {"holdout_share": 0.0, "max_new_tokens": 16},
     }
     home.write_config(describe(parse_config(tree)))
