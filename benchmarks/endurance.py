@@ -112,6 +112,7 @@ def report(home: Home, memory: list[tuple[float, int]]) -> dict[str, Any]:
                 "first_step": found[part.start].step,
                 "step_ms": 1000 * statistics.median(step.seconds for step in found[part]),
                 "between_rows_ms": 1000 * statistics.median(between[part]),
+                "between_rows_mean_ms": 1000 * statistics.fmean(between[part]),
                 "resident_mb": max(inside) / 1e6 if inside else None,
             }
         )
