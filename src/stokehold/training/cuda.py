@@ -6,6 +6,7 @@ Also the state of torch's random generators, of which a CUDA device has one of i
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -25,10 +26,9 @@ def bitsandbytes(setting: str, device: torch.device) -> ModuleType:
         fix = 'set `trainer = "cuda:0"` under [devices] where there is such a card, or take another one'
         raise ConfigError("this needs a CUDA device", f"{setting} on {device}", fix)
     try:
-        import bitsandbytes as library  # not installed where nothing needs it
+        return import_module("bitsandbytes")  # not installed where nothing needs it
     except ImportError as error:
         raise ConfigError("this needs bitsandbytes", setting, "pip install 'stokehold[cuda]'") from error
-    return library
 
 
 def check_device(config: Config) -> None:
