@@ -11,6 +11,7 @@ from typing import Any
 from stokehold.core.records import Job, JobState
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
+from stokehold.pipeline.worker import use_threads
 from stokehold.pipeline.workflows import STAGES, Workshop, run_stage
 from stokehold.store import checkpoints, job_rows, jobs, journal
 from stokehold.store.home import Home
@@ -21,6 +22,7 @@ class Bench:
     """`at[step]` are called, one at each asking between two steps: they may ask for a pause, or tell to go."""
 
     def __init__(self, home: Home) -> None:
+        use_threads(home.config())  # as a worker does: they are part of exactness
         self.home, self.client = home, jobs.client(home)
         self.db = self.client.db
         self.at: dict[int, list[Callable[[], object]]] = {}

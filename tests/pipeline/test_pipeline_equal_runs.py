@@ -9,6 +9,7 @@ import pytest
 import torch
 from bench import Bench
 
+from stokehold.core.config import describe
 from stokehold.core.records import JobState
 from stokehold.store import checkpoints, control, events, job_rows, journal
 from stokehold.store.home import Home
@@ -83,8 +84,9 @@ def test_the_number_of_restarts_changes_nothing(bench: Callable[..., Bench], sto
 def test_another_number_of_threads_is_told_and_goes_on(bench: Callable[..., Bench]) -> None:
     one = bench()
     through(one, FIRST)
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
+    before, config = torch.get_num_threads(), one.home.config()
+    training = config.training.model_copy(update={"threads": before + 1})
+    one.home.write_config(describe(config.model_copy(update={"training": training})))
     try:
         other = one.restarted()
         through(other, SECOND)
