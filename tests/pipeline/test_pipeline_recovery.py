@@ -123,21 +123,6 @@ def test_a_damaged_base_is_refused(bench: Callable[..., Bench]) -> None:
         one.trainer.ready()
 
 
-def test_another_thread_count_is_told_and_training_goes_on(bench: Callable[..., Bench]) -> None:
-    one, before = bench(), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one.run(one.dataset("one.jsonl", facts(60)))
-        torch.set_num_threads(2)
-        other = one.restarted()
-        assert other.run(other.dataset("two.jsonl", facts(20, seed=5))) is JobState.COMPLETED
-        (told,) = events.events(other.db, kind="resumed")
-        assert "not bit-comparable: threads 1 -> 2" in told.text
-        other.close()
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_a_warm_model_outlives_the_checkpoint_it_came_from(bench: Callable[..., Bench]) -> None:
     one = bench(store={"keep_checkpoints": 1}, training={"checkpoint_steps": 2})
     one.run(one.dataset("one.jsonl", facts(60)))
