@@ -34,6 +34,7 @@ class World:
     steps: list[Step] = field(default_factory=list)
     judged: list[int] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    skips: frozenset[str] = frozenset()
     published: int = 0
 
     def open(self) -> Lineage:
@@ -54,7 +55,7 @@ class World:
             sample=lambda *_: None,
             note=lambda *told: self.notes.append(told),
         )
-        return run_job(self.home, lineage, Work("job", "run", "data", self.rows, self.count, until), hooks)
+        return run_job(self.home, lineage, Work("job", "run", "data", self.rows, self.count, until, self.skips), hooks)
 
     def _command(self, step: int) -> str | None:
         waiting = self.commands.get(step)
@@ -144,6 +145,27 @@ def test_unusable_rows_are_counted_to_the_last_window(world: Callable[..., World
     outcome = tail.run(tail.open())
     assert outcome.progress.unusable == (65, 66, 67)
     assert (outcome.state, outcome.progress.examples) == (JobState.COMPLETED, 128)
+
+
+def test_what_was_passed_over_behind_a_checkpoint_is_in_the_last_one(world: Callable[..., World]) -> None:
+    straight = world()
+    straight.run(straight.open())
+    *_, before, last = straight.steps
+    skipping = world(checkpoint_steps=before.step)
+    skipping.skips = frozenset({f"0:{last.fingerprint}"})
+    outcome = skipping.run(skipping.open())
+    assert (outcome.checkpoint.step, outcome.progress.skipped) == (before.step, last.examples)
+    assert skipping.open().runs["run"] == outcome.progress
+
+
+def test_rows_refused_behind_a_checkpoint_are_in_the_last_one(world: Callable[..., World]) -> None:
+    rows = [*facts(64), *(long_row(number) for number in range(3))]
+    straight = world(rows)
+    straight.run(straight.open())
+    tail = world(rows, checkpoint_steps=straight.steps[-1].step)
+    outcome = tail.run(tail.open())
+    assert outcome.progress.unusable == (65, 66, 67)
+    assert tail.open().runs["run"] == outcome.progress
 
 
 def test_a_file_that_lost_rows_is_not_completed(world: Callable[..., World]) -> None:

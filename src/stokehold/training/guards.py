@@ -84,17 +84,15 @@ def guarded_step(lineage: Lineage, group: Sequence[Batch], highest: float, note:
     if text := probe(lineage):
         note(text)
     loss_tokens = trained_tokens(group)
+    sums = _within_memory(lineage, group, loss_tokens, note)
+    loss = sum(float(value) for value in sums.components.values()) / loss_tokens
+    if loss > highest:
+        where = f"step {lineage.step + 1}, loss {loss:.4g}, more than {highest:.4g}"
+        spike = DivergenceError("the loss rose suddenly", where, "look at the rows; no weight was changed")
+        raise BadBatch(spike, group, lineage.step + 1, spike=True)
+    reach("step.computed")
     try:
-        sums = _within_memory(lineage, group, loss_tokens, note)
-        loss = sum(float(value) for value in sums.components.values()) / loss_tokens
-        if loss > highest:
-            where = f"step {lineage.step + 1}, loss {loss:.4g}, more than {highest:.4g}"
-            spike = DivergenceError("the loss rose suddenly", where, "look at the rows; no weight was changed")
-            raise BadBatch(spike, group, lineage.step + 1, spike=True)
-        reach("step.computed")
         return finish_step(lineage, group, sums, loss_tokens)
-    except BadBatch:
-        raise
     except DivergenceError as error:
         raise BadBatch(error, group, lineage.step + 1) from error
 

@@ -125,18 +125,20 @@ def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
             progress, fresh = lineage.runs[work.run], batches.rejected[noted:]
             noted += len(fresh)
             if group is None:
-                lineage.runs[work.run] = completed(progress, work.count, config.epochs, fresh, work.dataset)
+                done = completed(progress, work.count, config.epochs, fresh, work.dataset)
+                if done != progress:
+                    move_on(lineage, work.run, done, writer)
                 state, reason = JobState.COMPLETED, f"trained {progress.examples} examples"
                 break
             if group_key(group) in work.skips:
-                lineage.runs[work.run], lineage.saved = passed_over(progress, group, fresh), None
+                move_on(lineage, work.run, passed_over(progress, group, fresh), writer)
                 continue
 
             if level_key(lineage.step + 1) in work.skips:
                 progress = replace(progress, steps=0, mean_loss=None)
             hooks.state("training_step", lineage.step + 1)
             highest = ceiling(progress, config.spike_factor)
-            result = guarded_step(lineage, group, highest, lambda text: hooks.note("out_of_memory", text))
+            result = guarded_step(lineage, group, highest, partial(hooks.note, "out_of_memory"))
             reach("step.updated")
             lineage.saved, loss = None, result.loss
             progress = trained(progress, group, fresh, loss)
@@ -177,6 +179,12 @@ def grouped(batches: Batches, size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
         yield group
+
+
+def move_on(lineage: Lineage, run: str, progress: Progress, writer: CheckpointWriter) -> None:
+    """Progress of a run without a step: a checkpoint of these weights that is there, or being written, lacks it."""
+    writer.wait()
+    lineage.runs[run], lineage.saved = progress, None
 
 
 def judged(lineage: Lineage, checkpoint: Checkpoint, hooks: Hooks) -> str | None:
