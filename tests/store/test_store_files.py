@@ -14,12 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stokehold.core.errors import IntegrityError, StokeholdError
+from stokehold.store.disk import CHUNK_BYTES, DISK
 from stokehold.store.files import (
-    CHUNK_BYTES,
     MANIFEST,
     STAGING,
-    copy_file,
-    exchange,
     hash_file,
     publish,
     read_manifest,
@@ -80,7 +78,7 @@ def test_while_it_is_replaced_the_folder_is_always_there(tmp_path: Path) -> None
     """A kill between two renames would lose it; a reader that looks all the time sees whether there is a between."""
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-    if not exchange(tmp_path / "one", tmp_path / "other"):
+    if not DISK.exchange(tmp_path / "one", tmp_path / "other"):
         pytest.skip("this file system cannot swap two names")
     publish(tmp_path / "it", two_files, {"kind": "test"})
     misses, stop = 0, threading.Event()
@@ -206,7 +204,7 @@ def test_hash_and_copy_agree_with_the_content(tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("copy")
     content = b"\0" * size + tail
     (folder / "a").write_bytes(content)
-    assert copy_file(folder / "a", folder / "b") == hash_file(folder / "b") == blake3(content).hexdigest()
+    assert DISK.copy(folder / "a", folder / "b") == hash_file(folder / "b") == blake3(content).hexdigest()
     assert (folder / "b").read_bytes() == content
 
 

@@ -27,7 +27,7 @@ from stokehold.pipeline.suites import open_suites
 from stokehold.store.blobs import share
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
 from stokehold.store.failpoints import reach
-from stokehold.store.files import MANIFEST, copy_file, utc_now, write_atomic
+from stokehold.store.files import MANIFEST, utc_now, write_atomic
 from stokehold.store.home import Home
 from stokehold.tasks.registry import identity_of
 
@@ -83,8 +83,8 @@ def ingest_file(home: Home, config: Config, tokenizer: ChatTokenizer, path: Path
 def _take_source(home: Home, path: Path, content: str, target: Path) -> None:
     """A blob never changes, so it is shared; anybody else's file is copied, and is what it was when it was hashed."""
     if path.is_relative_to(home.blobs):
-        share(path, target)
-    elif copy_file(path, target) != content:
+        share(path, target, home.disk)
+    elif home.disk.copy(path, target) != content:
         raise InputError("the file changed while it was read", str(path), "try again when it is complete")
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from stokehold.core.errors import InputError
 from stokehold.core.identity import ID_HEX_CHARS, content_hash
 from stokehold.store.adapters import ADAPTER_CONFIG
-from stokehold.store.files import copy_file, hash_file, publish
+from stokehold.store.disk import Disk
+from stokehold.store.files import hash_file, publish
 from stokehold.store.home import Home
 from stokehold.store.weights import tensor_shapes
 
@@ -65,7 +66,7 @@ def import_base(home: Home, folder: Path, source: str = "", revision: str = "") 
     target = home.base / name
     if not target.exists():
         facts = {"kind": KIND, "source": source or folder.name, "revision": revision, "licence": licence(folder)}
-        publish(target, lambda staging: _copy(files, staging), facts)
+        publish(target, lambda staging: _copy(files, staging, home.disk), facts, disk=home.disk)
     return _facts(f"base/{name}", config)
 
 
@@ -91,9 +92,9 @@ def _wanted(folder: Path) -> list[Path]:
     return files
 
 
-def _copy(files: list[Path], staging: Path) -> None:
+def _copy(files: list[Path], staging: Path, disk: Disk) -> None:
     for path in files:
-        copy_file(path, staging / path.name)
+        disk.copy(path, staging / path.name)
 
 
 def _facts(path: str, config: Mapping[str, Any]) -> Base:

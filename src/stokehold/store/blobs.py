@@ -5,28 +5,21 @@ copies share one fate, which is why blobs are read-only; small files are always 
 configuration and tokenizer files in place.
 """
 
-import errno
-import fcntl
-import os
 from pathlib import Path
 
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.store.files import copy_file, hash_file, staging, sync
+from stokehold.store.disk import DISK, Disk
+from stokehold.store.files import hash_file, staging
 
 LINK_BYTES = 1024 * 1024
 """Files from this size on may be hard links."""
-
-FICLONE = 0x40049409
-"""Linux ioctl: the target shares the source's extents, copied on write."""
-
-CANNOT_SHARE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.EMLINK, errno.ENOSYS)
 
 
 class BlobStore:
     """Blobs under `root`, each at `<first two hex>/<hash>`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, disk: Disk = DISK) -> None:
+        self.root, self._disk = root, disk
 
     def path(self, blake3_hex: str) -> Path:
         """Where this blob is or would be."""
@@ -34,9 +27,10 @@ class BlobStore:
 
     def add(self, path: Path) -> str:
         """Copies a file in and returns its hash; adding the same content again costs only the reading."""
-        with staging(self.root / "blob") as stage:
+        with staging(self.root / "blob", self._disk) as stage:
             content = stage / "content"
-            digest = hash_file(content) if _reflink(path, content) else copy_file(path, content)
+            shared = self._disk.reflink(path, content)
+            digest = hash_file(content) if shared else self._disk.copy(path, content)
             self._settle(stage / "content", digest)
         return digest
 
@@ -47,8 +41,8 @@ class BlobStore:
         """
         if self.path(blake3_hex).exists():
             return
-        with staging(self.root / "blob") as stage:
-            share(path, stage / "content")
+        with staging(self.root / "blob", self._disk) as stage:
+            share(path, stage / "content", self._disk)
             small = size < LINK_BYTES
             if path.stat().st_size != size or (small and hash_file(stage / "content") != blake3_hex):
                 raise IntegrityError("changed since it was published", str(path), "use another checkpoint")
@@ -59,7 +53,7 @@ class BlobStore:
         source = self.path(blake3_hex)
         if not source.is_file():
             raise NotFoundError("blob is missing", str(source), "restore it from a backup")
-        share(source, target)
+        share(source, target, self._disk)
 
     def verify(self, blake3_hex: str) -> str | None:
         """Why the blob is not what its name says, or None."""
@@ -77,36 +71,18 @@ class BlobStore:
         if target.exists():
             return
         target.parent.mkdir(exist_ok=True)
-        stage.chmod(0o444)
-        sync(stage)
-        stage.rename(target)
-        sync(target.parent)
-        sync(self.root)
+        self._disk.protect(stage, 0o444)
+        self._disk.sync(stage)
+        self._disk.rename(stage, target)
+        self._disk.sync(target.parent)
+        self._disk.sync(self.root)
 
 
-def share(source: Path, target: Path) -> str:
+def share(source: Path, target: Path, disk: Disk = DISK) -> str:
     """Gives `target` the content of `source` at the least cost; returns "reflink", "link" or "copy"."""
-    if _reflink(source, target):
+    if disk.reflink(source, target):
         return "reflink"
-    if source.stat().st_size >= LINK_BYTES:
-        try:
-            target.hardlink_to(source)
-            return "link"
-        except OSError as error:
-            if error.errno not in CANNOT_SHARE:
-                raise
-    copy_file(source, target)
+    if source.stat().st_size >= LINK_BYTES and disk.link(source, target):
+        return "link"
+    disk.copy(source, target)
     return "copy"
-
-
-def _reflink(source: Path, target: Path) -> bool:
-    with source.open("rb") as giver, target.open("xb") as taker:
-        try:
-            fcntl.ioctl(taker.fileno(), FICLONE, giver.fileno())
-            os.fsync(taker.fileno())
-            return True
-        except OSError as error:
-            target.unlink()
-            if error.errno not in CANNOT_SHARE:
-                raise
-            return False

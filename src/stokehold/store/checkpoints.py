@@ -60,7 +60,7 @@ def publish_checkpoint(home: Home, step: int, write: Callable[[Path], None], fac
     folder = checkpoint_folder(home, step)
     manifest = {"kind": KIND, "branch": 0, "parent": None, **facts, "step": step}
     replaced = trash.reserve(home, folder, "the step was taken again") if folder.exists() else None
-    publish(folder, write, manifest, replaced=replaced)
+    publish(folder, write, manifest, replaced=replaced, disk=home.disk)
     _verified[folder] = _mark(folder)
     return load_checkpoint(folder)
 

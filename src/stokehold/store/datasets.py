@@ -25,7 +25,7 @@ def save_dataset(
     """
     folder = dataset_folder(home, dataset.id)
     if not folder.exists():
-        publish(folder, write, {"kind": "dataset", "dataset": asdict(dataset)}, known)
+        publish(folder, write, {"kind": "dataset", "dataset": asdict(dataset)}, known, disk=home.disk)
     return load_dataset(home, dataset.id)
 
 

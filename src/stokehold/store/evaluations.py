@@ -30,7 +30,7 @@ def save(home: Home, db: Database, evaluation: Evaluation, write: Callable[[Path
     folder = evaluation_folder(home, evaluation.id)
     record = replace(evaluation, path=str(folder))
     if not folder.exists():
-        publish(folder, write, {"kind": "evaluation", "evaluation": asdict(record)})
+        publish(folder, write, {"kind": "evaluation", "evaluation": asdict(record)}, disk=home.disk)
     saved = load(home, evaluation.id)
     with db.write() as connection:
         upsert(

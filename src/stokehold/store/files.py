@@ -5,7 +5,6 @@ without `manifest.json` does not exist; nothing here writes into a published one
 that dies with its process, so `sweep` can tell what was left behind from what is being written.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -24,19 +23,16 @@ import orjson
 from blake3 import blake3
 
 from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
+from stokehold.store.disk import CHUNK_BYTES, DISK, Disk
 from stokehold.store.failpoints import reach
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STAGING = ".staging-"
-CHUNK_BYTES = 4 * 1024 * 1024
 HASH_HEX_CHARS = 64
-RENAME_EXCHANGE = 2
-"""Flag of Linux's renameat2: two names change places in one step."""
-AT_FDCWD = -100
 FULL_WORDS = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
 FRESH_S = 60.0
-"""A staging file this young is left to its writer, who may be between creating and locking it."""
+"""A staging file this young is left to its writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +57,18 @@ def hash_file(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def copy_file(source: Path, target: Path) -> str:
-    """Copies the content, hashing on the way: the hash is of the bytes written. `target` must not exist."""
-    hasher = blake3()
-    with source.open("rb", buffering=0) as stream, target.open("xb", buffering=0) as copy:
-        while chunk := stream.read(CHUNK_BYTES):
-            hasher.update(chunk)
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[copy.write(rest) :]
-        os.fsync(copy.fileno())
-    return hasher.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """fsync of a file's content or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644, disk: Disk = DISK) -> None:
     """Replaces a file: readers and a crash see the old content or the new."""
     stage = path.parent / f"{STAGING}{path.name}-{uuid4().hex}"
-    handle = os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            stage.rename(path)
+        disk.write(stage, data, mode)
+        disk.rename(stage, path)
     except BaseException as error:
         stage.unlink(missing_ok=True)
         if is_full(error):
             raise disk_full(path) from error
         raise
-    sync(path.parent)
+    disk.sync(path.parent)
 
 
 def publish(
@@ -108,6 +77,7 @@ def publish(
     manifest: Mapping[str, Any],
     known: Mapping[str, str] | None = None,
     replaced: Path | None = None,
+    disk: Disk = DISK,
 ) -> dict[str, Any]:
     """Makes `folder` from what `write(stage)` puts into the empty staging folder; returns its manifest.
 
@@ -119,19 +89,17 @@ def publish(
     if folder.exists() and replaced is None:
         raise StokeholdError("already published", str(folder), "published folders never change; use another name")
     try:
-        with staging(folder) as stage:
+        with staging(folder, disk) as stage:
             write(stage)
             reach("publish.written")
-            whole = {"format": FORMAT, "created": utc_now(), **manifest, "files": _entries(stage, known or {})}
-            with (stage / MANIFEST).open("xb") as stream:
-                stream.write(orjson.dumps(whole, option=orjson.OPT_INDENT_2))
-                stream.flush()
-                os.fsync(stream.fileno())
-            sync(stage)
+            entries = _entries(stage, known or {}, disk)
+            whole = {"format": FORMAT, "created": utc_now(), **manifest, "files": entries}
+            disk.write(stage / MANIFEST, orjson.dumps(whole, option=orjson.OPT_INDENT_2))
+            disk.sync(stage)
             reach("publish.manifest")
-            _move_in(stage, folder, replaced)
+            _move_in(stage, folder, replaced, disk)
             reach("publish.renamed")
-            sync(folder.parent)
+            disk.sync(folder.parent)
     except Exception as error:
         if is_full(error):
             raise disk_full(folder) from error
@@ -188,7 +156,7 @@ def sweep(folder: Path) -> list[Path]:
     removed = []
     for stage in sorted(folder.glob(f"{STAGING}*")):
         if stage.is_file() and time.time() - stage.stat().st_mtime < FRESH_S:
-            continue  # between its opening and its lock
+            continue
         try:
             handle = os.open(stage, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError:
@@ -205,12 +173,12 @@ def sweep(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def staging(folder: Path) -> Iterator[Path]:
+def staging(folder: Path, disk: Disk = DISK) -> Iterator[Path]:
     """A locked, empty folder beside the target; what is still there at the end of the block is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
         stage = folder.parent / f"{STAGING}{folder.name}-{uuid4().hex}"
-        stage.mkdir()
+        disk.make_folder(stage)
         handle = os.open(stage, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)
         if stage.exists():  # a sweep between mkdir and flock may have taken it
@@ -223,42 +191,29 @@ def staging(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _entries(stage: Path, known: Mapping[str, str]) -> list[dict[str, Any]]:
+def _entries(stage: Path, known: Mapping[str, str], disk: Disk) -> list[dict[str, Any]]:
     entries = []
     for path in sorted(stage.rglob("*")):
         name = path.relative_to(stage).as_posix()
         if path.is_symlink():
             raise IntegrityError("a symbolic link cannot be published", str(path), "write the file itself")
-        sync(path)
+        disk.sync(path)
         if path.is_file():
             entries.append({"path": name, "bytes": path.stat().st_size, "blake3": known.get(name) or hash_file(path)})
     return entries
 
 
-def _move_in(stage: Path, folder: Path, replaced: Path | None) -> None:
+def _move_in(stage: Path, folder: Path, replaced: Path | None, disk: Disk) -> None:
     if not folder.exists() or replaced is None:
-        stage.rename(folder)
+        disk.rename(stage, folder)
         return
     replaced.parent.mkdir(parents=True, exist_ok=True)
-    if exchange(stage, folder):
-        stage.rename(replaced)
+    if disk.exchange(stage, folder):
+        disk.rename(stage, replaced)
     else:
-        folder.rename(replaced)
-        stage.rename(folder)
-    sync(replaced.parent)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Whether the file system could swap two names in one step."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is None:
-        return False
-    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS):
-        return False
-    raise OSError(code, os.strerror(code), str(other))
+        disk.rename(folder, replaced)
+        disk.rename(stage, folder)
+    disk.sync(replaced.parent)
 
 
 def _check_entries(manifest: Mapping[str, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ import fcntl
 import os
 import secrets
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -12,6 +12,7 @@ from uuid import uuid4
 from stokehold.core.config import Config, describe, parse_config
 from stokehold.core.errors import BusyError, ConfigError, NotFoundError, StokeholdError
 from stokehold.core.records import Priority
+from stokehold.store.disk import DISK, Disk
 from stokehold.store.files import sweep, write_atomic
 
 CONFIG_NAME = "stoke.toml"
@@ -50,6 +51,7 @@ class Home:
     """A home on disk. `create` and `open` check; the constructor only names the folder."""
 
     root: Path
+    disk: Disk = field(default=DISK, compare=False, repr=False)
 
     @classmethod
     def create(cls, root: Path, config: Config) -> "Home":
@@ -63,9 +65,9 @@ class Home:
         return home
 
     @classmethod
-    def open(cls, root: Path) -> "Home":
+    def open(cls, root: Path, disk: Disk = DISK) -> "Home":
         """The home in this folder, or `NotFoundError`. Folders that somebody removed while empty come back."""
-        home = cls(root.absolute())
+        home = cls(root.absolute(), disk)
         if not home.config_path.is_file():
             raise NotFoundError("no home here", str(home.root), "make one with `stoke init DIR`, or pass --home")
         for folder in (*home.inboxes.values(), *home.folders):
@@ -151,7 +153,7 @@ class Home:
     def write_config(self, text: str) -> Config:
         """Replaces `stoke.toml` by `text` when it parses; otherwise the old one stays and `ConfigError` is raised."""
         config = parse_config(_toml(text, str(self.config_path)), str(self.config_path))
-        write_atomic(self.config_path, text.encode())
+        write_atomic(self.config_path, text.encode(), disk=self.disk)
         return config
 
     def sweep(self) -> list[Path]:

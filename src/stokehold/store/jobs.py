@@ -198,7 +198,7 @@ class JobsClient:
         """
         if not path.is_file():
             raise NotFoundError("no such file", str(path), "check the path")
-        content = (store := BlobStore(self.home.blobs)).add(path)
+        content = (store := BlobStore(self.home.blobs, self.home.disk)).add(path)
         blob, job_id = store.path(content), new_id("ingest")
         size = blob.stat().st_size
         payload = {"file": path.name, "path": str(path.absolute()), "content_hash": content, "blob": str(blob)}

@@ -34,7 +34,7 @@ def load_suite(home: Home, name: str) -> tuple[str, list[dict[str, Any]]]:
 def save_suite(home: Home, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes a suite whole; returns its hash."""
     content = b"".join(orjson.dumps(dict(row)) + b"\n" for row in rows)
-    write_atomic(_path(home, name), content)
+    write_atomic(_path(home, name), content, disk=home.disk)
     return blake3(content).hexdigest()
 
 

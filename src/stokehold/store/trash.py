@@ -1,13 +1,12 @@
 """What is taken out of the way is moved here with its reason; only `empty` deletes, and only what is old enough."""
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from stokehold.store.files import MANIFEST, sync, utc_now, write_atomic
+from stokehold.store.files import MANIFEST, utc_now, write_atomic
 from stokehold.store.home import Home
 
 KEEP_S = 7 * 24 * 3600.0
@@ -32,9 +31,9 @@ class Discarded:
 def discard(home: Home, folder: Path, reason: str) -> Path:
     """Moves a folder of the home into the trash in one step; returns where it is now."""
     target = reserve(home, folder, reason)
-    folder.rename(target)
-    sync(folder.parent)
-    sync(home.trash)
+    home.disk.rename(folder, target)
+    home.disk.sync(folder.parent)
+    home.disk.sync(home.trash)
     return target
 
 
@@ -43,7 +42,7 @@ def reserve(home: Home, folder: Path, reason: str) -> Path:
     home.trash.mkdir(exist_ok=True)
     target = home.trash / f"{time.time_ns()}-{folder.name}"
     note = {"origin": folder.relative_to(home.root).as_posix(), "reason": reason, "created": utc_now()}
-    write_atomic(_note(target), orjson.dumps(note))
+    write_atomic(_note(target), orjson.dumps(note), disk=home.disk)
     return target
 
 
@@ -62,14 +61,14 @@ def empty(home: Home, keep_s: float = KEEP_S, pruned_keep_s: float = PRUNED_KEEP
     gone = []
     for note in home.trash.glob("*.json"):
         if not note.with_suffix("").exists() and time.time() - note.stat().st_mtime > keep_s:
-            note.unlink()  # its folder was never moved: the process died, or publishing failed
+            home.disk.remove(note)  # its folder was never moved: the process died, or publishing failed
     for entry in listing(home):
         age_s = time.time() - int(entry.path.name.partition("-")[0]) / 1e9
         if age_s < (pruned_keep_s if entry.reason == PRUNED else keep_s):
             continue
-        (entry.path / MANIFEST).unlink(missing_ok=True)  # first: half a folder must not look whole
-        shutil.rmtree(entry.path)
-        _note(entry.path).unlink(missing_ok=True)
+        home.disk.remove(entry.path / MANIFEST)  # first: half a folder must not look whole
+        home.disk.remove_tree(entry.path)
+        home.disk.remove(_note(entry.path))
         gone.append(entry.origin)
     return gone
 

@@ -52,7 +52,7 @@ def create(
     weights_hash = checkpoints.weights_hash(chosen)
     if not weights_hash:
         raise IntegrityError("no weights to make a version of", str(source), "name a checkpoint")
-    blobs = BlobStore(home.blobs)
+    blobs = BlobStore(home.blobs, home.disk)
 
     def write(stage: Path) -> None:
         for entry in chosen:
@@ -66,7 +66,7 @@ def create(
     lineage |= {"config_hash": config_hash, "source": source.name, "step": origin.get("step"), "base": base}
     known = {entry["path"]: entry["blake3"] for entry in chosen if entry["bytes"] >= LINK_BYTES}
     name = _next_name(home, db, weights_hash)
-    publish(home.versions / name, write, {"kind": KIND, "name": name, **lineage}, known=known)
+    publish(home.versions / name, write, {"kind": KIND, "name": name, **lineage}, known=known, disk=home.disk)
     return load_version(home.versions / name)
 
 
