@@ -71,7 +71,10 @@ class _RMSNorm(torch.autograd.Function):
         inverse = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, scale, inverse)
         # Rounded to x's type before the weight comes in, as the models do.
-        return torch.mul(x, inverse, out=torch.empty_like(x)).mul_(scale)
+        if x.dtype == wide:
+            return torch.mul(x, inverse).mul_(scale)
+        # One product of two types takes three times as long as its parts.
+        return x.to(wide).mul_(inverse).to(x.dtype).mul_(scale)
 
     @staticmethod
     @once_differentiable
