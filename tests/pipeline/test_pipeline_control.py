@@ -3,30 +3,15 @@
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
 from bench import Bench
 
 from stokehold.core.records import JobState, Priority
 from stokehold.store import checkpoints, control, events, job_rows, journal
-from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
 
 ROWS = 150
-
-
-@pytest.fixture
-def bench(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(**tables: dict[str, object]) -> Bench:
-        made.append(Bench(make_home(**tables)))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 def straight(bench: Callable[..., Bench]) -> str:

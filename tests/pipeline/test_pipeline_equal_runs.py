@@ -1,7 +1,7 @@
 """Ways of getting to the end of the same files that must not change one bit of the weights."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,9 @@ from bench import Bench
 from stokehold.core.config import describe
 from stokehold.core.records import JobState
 from stokehold.store import checkpoints, control, events, job_rows, journal
-from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
 
 FIRST, SECOND = facts(150), facts(120, seed=5)
-
-
-@pytest.fixture
-def bench(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(**tables: Any) -> Bench:
-        made.append(Bench(make_home(**tables)))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 def through(one: Bench, *files: list[dict[str, Any]]) -> str:

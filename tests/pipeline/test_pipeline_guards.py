@@ -22,19 +22,6 @@ ROWS = 150
 
 
 @pytest.fixture
-def bench(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(**tables: Any) -> Bench:
-        made.append(Bench(make_home(**tables)))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
 def failpoint() -> Iterator[Callable[[str], None]]:
     yield failpoints.arm
     failpoints.arm("")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,6 @@ from tiny_world import facts, held_out_facts, write_jsonl
 ROWS = 150
 PATIENCE_S = 120.0
 """A bound on hanging, not on speed."""
-
-
-@pytest.fixture
-def bench(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(**tables: Any) -> Bench:
-        made.append(Bench(make_home(**tables)))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 def ruin(one: Bench, value: float) -> None:
