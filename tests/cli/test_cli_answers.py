@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from stokehold.cli import output
-from stokehold.store import jobs, versions
+from stokehold.store import jobs, journal, versions
 from stokehold.store.database import connect
 from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
@@ -130,7 +130,7 @@ def test_compare_has_a_verdict_and_exits_0(stoke: Any, trained: Home) -> None:
     assert better["verdict"] in stoke("compare", "base", "latest", home=trained).out
 
 
-def test_versions_are_made_checked_shown_and_deleted(stoke: Any, trained: Home) -> None:
+def test_versions_are_made_checked_shown_and_deleted(stoke: Any, trained: Home, file: Path) -> None:
     made = stoke("versions", "create", "--from", "step:2", "--note", "[red]why[/red]", "--json", home=trained).answer
     assert set(made) == {"version", "seconds", "bytes_added"}
     name = made["version"]
@@ -151,8 +151,27 @@ def test_versions_are_made_checked_shown_and_deleted(stoke: Any, trained: Home) 
     assert ended.code == 1
     assert [bad["path"] for bad in orjson.loads(ended.out)["bad"]] == ["config.json"]
     assert "champion" in stoke("versions", "delete", "v0001", home=trained).error
+    assert "newest" in stoke("versions", "delete", name, home=trained).error
+    restored = stoke("versions", "restore", name, "--json", home=trained).answer
+    assert (restored["restored"], Path(restored["kept_previous"]).parent) == (name, trained.trash)
+    assert stoke("versions", "verify", "--all", "--json", home=trained).answer["ok"] is True
+    stoke("versions", "create", "--json", home=trained)
+    assert stoke("versions", "pin", name, "--json", home=trained).answer == {"pinned": name}
+    assert "pinned" in stoke("versions", "delete", name, home=trained).error
+    stoke("versions", "unpin", name, home=trained)
     assert stoke("versions", "delete", name, "--json", home=trained).answer["deleted"] == name
     assert not (trained.versions / name).exists()
+    assert stoke("versions", "undelete", name, "--json", home=trained).answer["restored"] == name
+    weights = stoke("versions", "diff", "v0001", name, "--json", home=trained).answer["weights"]
+    assert weights["same"] is False
+    assert {group["name"] for group in weights["groups"]} >= {"embed_tokens", "layer.0", "norm"}
+    assert "largest" in stoke("versions", "diff", "v0001", name, home=trained).out
+    trained_from = stoke("versions", "restore", name, "--train", "--json", home=trained).answer["training"]
+    assert (trained_from["version"], trained_from["step"], trained_from["branch"]) == (name, 2, 1)
+    assert stoke("train", file, "--resume", home=trained).code == 0
+    ended = [checkpoint["step"] for checkpoint in stoke("checkpoints", "--json", home=trained).answer]
+    assert max(ended) > trained_from["step"]
+    assert journal.current_branch(connect(trained)) == 1
 
 
 def test_promote_makes_a_version_once_and_rollback_undoes_it(stoke: Any, trained: Home) -> None:

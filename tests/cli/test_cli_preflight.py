@@ -31,7 +31,7 @@ from stokehold.supervisor import checks_home, checks_machine, checks_work, devic
 from stokehold.supervisor.checks import Check, Mark
 from stokehold.supervisor.devices import Room, main_memory
 from stokehold.telemetry.readings import DeviceReadings, Limit, Limits, LimitSource, Metric, measured
-from tiny_world import held_out_facts, write_jsonl
+from tiny_world import held_out_facts, safetensors, write_jsonl
 
 MakeHome = Callable[..., Home]
 PARTS = ["machine", "home", "model", "work"]
@@ -376,7 +376,7 @@ def test_a_checkpoint_and_a_champion_that_were_damaged(make_home: MakeHome) -> N
     says(checks_work.newest_checkpoint(home, db), Mark.GOOD, "none yet")
     says(checks_work.champion(home, db), Mark.GOOD, "none yet")
     base = home.config().model.base
-    weights = b"x" * 10
+    weights = safetensors(b"x" * 10)
 
     def write(stage: Path) -> None:
         (stage / "model.safetensors").write_bytes(weights)
@@ -391,7 +391,7 @@ def test_a_checkpoint_and_a_champion_that_were_damaged(make_home: MakeHome) -> N
     says(checks_work.champion(home, db), Mark.GOOD, "v0001 verifies")
     for folder in (saved.path, made.path):
         (Path(folder) / "model.safetensors").unlink()
-        (Path(folder) / "model.safetensors").write_bytes(b"y" * 10)
+        (Path(folder) / "model.safetensors").write_bytes(safetensors(b"y" * 10))
     says(checks_work.newest_checkpoint(home, db), Mark.LOOK, "step_000000007 is passed over", "stoke doctor")
     says(checks_work.champion(home, db), Mark.BAD, "content changed", "stoke rollback")
     shutil.rmtree(made.path)

@@ -14,7 +14,7 @@ from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.promote import go_back
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.worker import Leave
-from stokehold.store import checkpoints, evaluations, events, versions
+from stokehold.store import checkpoints, evaluations, events, references, versions
 from stokehold.store.adapters import base_of
 from stokehold.store.database import connect
 from stokehold.store.files import read_manifest, verify
@@ -77,7 +77,7 @@ def test_a_version_of_adapters_is_judged_served_and_gone_back_to(
     expected = live.suites["questions"].nll_per_token
     assert anew.suites["again"].nll_per_token == pytest.approx(expected, abs=1e-5)
     train(home, files[1:2])
-    made = versions.create(home, db, versions.resolve(home, db, "latest"))
+    made = versions.create(home, db, references.resolve(home, db, "latest"))
     assert verify(Path(made.path)) == []
     assert base_of(Path(made.path)) != base_of(Path(first.path))
     for ref in (made.name, "base", "champion"):
@@ -98,7 +98,7 @@ def test_a_damaged_base_is_found_when_what_stands_on_it_is_verified(
 ) -> None:
     home = make_home(**TABLES)
     train(home, files[:1])
-    made = versions.create(home, connect(home), versions.resolve(home, connect(home), "latest"))
+    made = versions.create(home, connect(home), references.resolve(home, connect(home), "latest"))
     assert versions.verify(home, Path(made.path)) == []
     base = base_of(Path(made.path))
     assert base is not None

@@ -19,7 +19,16 @@ from stokehold.store.migrations import MIGRATIONS, migrate
 FIRST_SCHEMA = "e7c99c54f2382530"
 """Start of the SHA-256 of migration 1's text. If it fails, a table changed: add a migration, freeze the first."""
 
-LATER = ("skipped", "token_windows", "token_reports")
+LATER = (
+    "skipped",
+    "token_windows",
+    "token_reports",
+    "pins",
+    "version_manifests",
+    "journal_aggregates",
+    "sample_totals",
+    "journal_lost",
+)
 """Tables of later migrations."""
 
 

@@ -1,5 +1,6 @@
 """SIGKILL at random moments, of publishing and of jobs: the old state or the new, and the work goes on."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,17 @@ def test_killed_while_publishing(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20, "the kills came before anything was published: they proved nothing"
+
+
+def test_killed_while_four_write_to_the_database(tmp_path: Path) -> None:
+    """What a commit has said is kept, whoever dies, and the file is whole."""
+    program = Path(__file__).with_name("kill_writers.py")
+    command = [sys.executable, str(program), str(tmp_path), "30", "20261121"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["kills"] >= 30
+    assert figures["at_work"] >= 15, "too few kills met a writer at work"
 
 
 def test_a_job_survives_more_kills_than_dbos_would_forgive(home: Home) -> None:

@@ -70,12 +70,16 @@ def test_limits_on_readings_and_the_unknown_is_silent() -> None:
 
 def test_restarts_of_the_last_ten_minutes_and_roles_given_up() -> None:
     child: dict[str, Any] = {"role": "trainer", "state": "running", "log": "trainer.log", "exits": []}
-    recent, old = {"at": "2026-01-01T00:50:01Z", "exit": -9}, {"at": "2026-01-01T00:49:59Z", "exit": 1}
-    assert alerts.restarts([child], NOW) == []
-    assert alerts.restarts([child | {"exits": [old]}], NOW) == []
-    assert [a.kind for a in alerts.restarts([child | {"exits": [old, recent]}], NOW)] == ["worker_restarted"]
-    stopped = child | {"exits": [old], "state": "stopped"}
-    assert [a.kind for a in alerts.restarts([stopped], NOW)] == ["crash_loop"]
+    now_s = 1000.0
+    recent = {"boot_s": 400.5, "exit": -9, "how": "was ended by SIGKILL", "said": ""}
+    old = {"boot_s": 399.5, "exit": 1, "how": "ended with exit code 1", "said": "no model here"}
+    earlier_boot = old | {"boot_s": 5000.0}
+    assert alerts.restarts([child], now_s) == []
+    assert alerts.restarts([child | {"exits": [earlier_boot, old]}], now_s) == []
+    assert [a.kind for a in alerts.restarts([child | {"exits": [old, recent]}], now_s)] == ["worker_restarted"]
+    (given_up,) = alerts.restarts([child | {"exits": [old], "state": "stopped"}], now_s)
+    assert (given_up.kind, given_up.severity) == ("crash_loop", "critical")
+    assert "ended with exit code 1 again and again: no model here; correct it, then `stoke up`" in given_up.text
 
 
 def test_a_broken_suite_and_a_stale_evaluator(make_step: Make) -> None:
@@ -113,7 +117,7 @@ def test_every_rule_reaches_the_payload(make_step: Make, tmp_path: Path) -> None
     evaluations[-1] = replace(
         evaluations[-1], suites={"syllo": bad, "inbox": broken}, path=answers(tmp_path, confidence=0.9)
     )
-    exits = [{"at": "2026-01-01T00:55:00Z", "exit": -9}]
+    exits = [{"boot_s": 900.0, "exit": -9, "how": "was ended by SIGKILL", "said": ""}]
     facts = Facts(
         Config.model_validate({"training": {"eval_steps": 5}}),
         NOW,
@@ -124,6 +128,7 @@ def test_every_rule_reaches_the_payload(make_step: Make, tmp_path: Path) -> None
         suites=2,
         machine=Machine(disk_free_gb=1.0),
         children=[{"role": "trainer", "state": "running", "log": "trainer.log", "exits": exits}],
+        boot_s=1000.0,
     )
     assert kinds(facts) == {
         *("loss_spike", "grad_norm", "plateau", "ece", "val_train_gap", "throughput", "disk_low"),

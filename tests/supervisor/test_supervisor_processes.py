@@ -17,7 +17,8 @@ from stokehold.core.config import Config, parse_config
 from stokehold.store import events
 from stokehold.store.database import Database
 from stokehold.store.home import Home
-from stokehold.supervisor.processes import Child, Role, core_count, holder, rotate, tail, worker_environment
+from stokehold.supervisor.processes import SPARE_AFTER_S, SPARE_AGAIN_S, Child, Role, holder, tail, worker_environment
+from stokehold.telemetry.cores import core_count
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60.0
@@ -37,13 +38,15 @@ def until(true: Callable[[], Any]) -> Any:
 def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
     made = []
 
-    def make(*script: str) -> Child:
-        made.append(Child(Role("trainer", "stand_in", script, {"PYTHONPATH": str(HERE), "GIVEN": "x"}), tmp_path))
+    def make(*script: str, spare: bool = False) -> Child:
+        role = Role("trainer", "stand_in", script, {"PYTHONPATH": str(HERE), "GIVEN": "x"}, spare=spare)
+        made.append(Child(role, tmp_path))
         made[-1].start()
         return made[-1]
 
     yield make
     for one in made:
+        one.drop_spare()
         one.kill()
         one.let_go()
 
@@ -83,22 +86,64 @@ def test_a_crash_is_remembered_with_its_last_words_and_delays_the_next_start(chi
     assert one.restarts.delay_s == 0.2
 
 
+def test_a_spare_begins_when_the_other_is_gone(child: Callable[..., Child]) -> None:
+    one = child("say:at work", "serve", spare=True)
+    until(lambda: "at work" in one.last_words())
+    now = time.monotonic()
+    assert not one.tend_spare(now)
+    assert one.spare_pid is None, "one that loads beside the first only delays it"
+    one.tend_spare(now + SPARE_AFTER_S)
+    first, spare = one.pid, one.spare_pid
+    assert first is not None
+    assert spare not in (None, first)
+    until(lambda: "stands by" in one.last_words())
+    one.tend_spare(now + 100)
+    assert one.spare_pid == spare, "one is enough"
+    os.kill(first, signal.SIGKILL)
+    until(one.reap)
+    one.start()
+    assert (one.pid, one.spare_pid) == (spare, None)
+    until(lambda: one.last_words() == "at work")
+    assert one.restarts.delay_s == 0.1, "it counts as any other"
+
+
+def test_a_spare_that_went_is_told_once_and_replaced_later(child: Callable[..., Child]) -> None:
+    one = child("serve", spare=True)
+    now = time.monotonic() + SPARE_AFTER_S
+    one.tend_spare(now)
+    assert one.spare_pid is not None
+    os.kill(one.spare_pid, signal.SIGKILL)
+    until(lambda: one.tend_spare(now))
+    assert not one.tend_spare(now + SPARE_AGAIN_S - 1)
+    assert one.spare_pid is None
+    one.tend_spare(now + SPARE_AGAIN_S)
+    assert one.spare_pid is not None
+    assert one.history == [], "it was no end of the role"
+
+
+def test_a_spare_that_is_dead_when_it_is_needed_is_no_spare(child: Callable[..., Child]) -> None:
+    one = child("say:at work", "serve", spare=True)
+    one.tend_spare(time.monotonic() + SPARE_AFTER_S)
+    assert one.spare_pid is not None
+    spare = psutil.Process(one.spare_pid)
+    spare.kill()
+    until(lambda: spare.status() == psutil.STATUS_ZOMBIE)
+    one.kill()
+    until(one.reap)
+    one.start()
+    assert one.pid != spare.pid
+    until(lambda: "at work" in one.last_words())
+
+
 def test_ctrl_c_in_our_terminal_does_not_reach_a_child(child: Callable[..., Child]) -> None:
     one = child("serve")
     assert one.pid is not None
     assert os.getsid(one.pid) != os.getsid(0)
 
 
-def test_logs_are_put_aside_when_they_have_grown(tmp_path: Path) -> None:
+def test_the_last_words_are_the_end_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "web.log"
-    for number in range(6):
-        log.write_text(f"{number}" * 100)
-        rotate(log, limit_bytes=50)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["web.log.1", "web.log.2", "web.log.3"]
-    assert (tmp_path / "web.log.1").read_text() == "5" * 100
-    log.write_text("short")
-    rotate(log, limit_bytes=50)
-    assert log.read_text() == "short"
+    assert tail(log) == ""
     log.write_text("\n".join(f"line {n}" for n in range(10_000)))
     assert tail(log).splitlines()[-1] == "line 9999"
     assert len(tail(log).splitlines()) == 12
@@ -191,7 +236,12 @@ def test_a_crash_loop_gives_up_one_role_and_spares_the_other(up: Callable[[str, 
     assert told[0].data["last_words"] == "no model here"
     assert house.log("trainer").count("no model here") == 10
     status = house.home.status / "training_status.json"
-    until(lambda: "crash_loop" in {a["kind"] for a in orjson.loads(status.read_bytes())["active_alerts"]})
+    alerts = until(lambda: [a for a in orjson.loads(status.read_bytes())["active_alerts"] if a["kind"] == "crash_loop"])
+    assert "ended with exit code 7 again and again: no model here" in alerts[0]["text"]
+    house.process.send_signal(signal.SIGUSR1)
+    until(lambda: len(events.events(db, kind="crash_loop")) == 2)
+    assert house.log("trainer").count("no model here") == 20, "tried again as often, and given up again"
+    assert house.running("web")
 
 
 def test_the_trainer_waits_for_an_orphan_or_stoke_train_to_let_go(

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from stokehold.supervisor.facts import Facts
 from stokehold.supervisor.patterns import calibration_error, heatmap, length_bin
 from stokehold.supervisor.status import from_facts, payload, write_status
 from stokehold.supervisor.trainer import Trainer, read_trainer
+from stokehold.telemetry import clock
 
 DEFINED = """status current_step total_steps epoch loss learning_rate timestamp model_name max_output_tokens
 context_window batch_step batch_total_steps batch_number batch_queue_size current_file
@@ -34,7 +34,7 @@ current_system_prompt current_prompt golden_answer model_answer answer_matches t
 accuracy_percent accuracy_last_20 accuracy_last_50 accuracy_trend streaming_ce loss_variance
 token_entropy loss_trend fixed_eval_em fixed_eval_ce fixed_eval_ece fixed_eval_trend val_train_gap
 tokens_per_sec eta_seconds eta_error_seconds pattern_heatmap pattern_loss_trend layer_activity_summary lora_stats
-train_loss_history accuracy_history gpu ram disk active_alerts"""
+train_loss_history accuracy_history gpu ram disk drill backup active_alerts"""
 KEYS = DEFINED.split()
 KNOWN_WHEN_EMPTY = {
     "status": "idle",
@@ -53,7 +53,8 @@ Make = Callable[..., Step]
 
 
 def say(home: Home, **facts: object) -> None:
-    written = {"pid": os.getpid(), "state": "training", "updated": datetime.now(UTC).isoformat(), **facts}
+    now = clock.stamp()
+    written = {"pid": os.getpid(), "state": "training", "boot": now.boot, "boot_s": now.boot_s, **facts}
     (home.status / "trainer.json").write_bytes(orjson.dumps(written))
 
 
@@ -186,9 +187,13 @@ def test_a_killed_trainer_is_crashed_and_a_stranger_with_its_number_is_not_it(ho
         assert payload(home, db)["status"] == "training"
         process.kill()
     assert payload(home, db)["status"] == "crashed"
-    long_ago = psutil.Process().create_time() - 3600
-    say(home, updated=datetime.fromtimestamp(long_ago, UTC).isoformat())
+    began_s = psutil.Process().create_time() - psutil.boot_time()
+    say(home, boot=clock.boot(), boot_s=began_s - 3600)
+    assert payload(home, db)["status"] == "crashed", "a later process has its number"
+    say(home, boot="an earlier start of the machine", boot_s=began_s)
     assert payload(home, db)["status"] == "crashed"
+    say(home, boot=clock.boot(), boot_s=clock.boot_s(), updated="1999-01-01T00:00:00Z")
+    assert payload(home, db)["status"] == "training", "whatever was done to the time of day"
 
 
 def test_a_damaged_trainer_file_is_no_trainer(home: Home, db: Database) -> None:
@@ -204,8 +209,10 @@ def test_stop_is_shown_from_the_control_row(home: Home, db: Database) -> None:
 
 
 def test_old_sensor_readings_are_unknown(home: Home, db: Database) -> None:
-    say(home, telemetry={"gpu": {"temperature_c": 60.0}}, updated=(datetime.now(UTC) - timedelta(hours=1)).isoformat())
+    say(home, telemetry={"gpu": {"temperature_c": 60.0}}, boot=clock.boot(), boot_s=clock.boot_s() - 3600)
     assert payload(home, db)["gpu"]["temperature_c"] is None
+    say(home, telemetry={"gpu": {"temperature_c": 60.0}}, boot=clock.boot(), boot_s=clock.boot_s(), updated="1999")
+    assert payload(home, db)["gpu"]["temperature_c"] == 60.0
 
 
 def judged(home: Home, db: Database, step: int, exact: float, nll: float) -> Evaluation:

@@ -149,6 +149,7 @@ def test_adapters_alone_are_trained_and_kept(make_home: Callable[..., Home], tmp
     folder = saved(home, lineage)
     assert {path.name for path in folder.glob("*.safetensors")} == {
         "adapter_model.safetensors",
+        "golden.safetensors",
         "optimizer.safetensors",
     }
     assert (folder / "adapter_model.safetensors").stat().st_size < 4 * learned + 10_000
@@ -268,17 +269,17 @@ def test_merging_keeps_the_answers_and_training_goes_on_to_the_bit(
         train(lineage, given[:3])
         older = saved(home, lineage)
         before, drawn = live_logits(lineage, given[0]), torch.get_rng_state()
-        assert consolidate(lineage, home, {"one", "not of this lineage"}) is None
-        base = consolidate(lineage, home, {"one", "two"})
+        assert consolidate(lineage, home, connect(home), {"one", "not of this lineage"}) is None
+        base = consolidate(lineage, home, connect(home), {"one", "two"})
         if killed:  # before anything was saved: the same merge again
             lineage = open_lineage(older, home.config())
-            assert consolidate(lineage, home, {"one", "two"}) == base
+            assert consolidate(lineage, home, connect(home), {"one", "two"}) == base
         assert torch.equal(torch.get_rng_state(), drawn)
         assert base is not None
         assert base.parent == home.base
         torch.testing.assert_close(live_logits(lineage, given[0]), before, atol=1e-5, rtol=0)
         assert (lineage.step, lineage.merged) == (3, ("one", "two"))
-        assert consolidate(lineage, home, {"one", "two", "three"}) is None
+        assert consolidate(lineage, home, connect(home), {"one", "two", "three"}) is None
         train(lineage, given[3:5])
         if killed:
             lineage = open_lineage(saved(home, lineage), home.config())
@@ -302,7 +303,7 @@ def test_a_base_goes_at_the_next_merge_only_when_nothing_names_it(make_home: Cal
         (shelf / name / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "../../base/{name}"}}')
     lineage.runs["one"] = Progress("data", Cursor.start())
     saved(home, lineage)
-    merged = consolidate(lineage, home, {"one"})
+    merged = consolidate(lineage, home, connect(home), {"one"})
     assert merged is not None
     assert set(home.base.iterdir()) == {first, merged, bystanders["discarded"], bystanders["versioned"]}
     assert [entry.origin for entry in trash.listing(home) if entry.path.name.endswith("unnamed")] == ["base/unnamed"]

@@ -31,7 +31,7 @@ def changed(config: Config, key: str) -> Config:
     section, name = key.split(".")
     table = getattr(config, section)
     value = getattr(table, name)
-    other = value + 1 if isinstance(value, int) else f"{value}-other"
+    other = value + 1 if isinstance(value, int) else ("other",) if isinstance(value, tuple) else f"{value}-other"
     return config.model_copy(update={section: table.model_copy(update={name: other})})
 
 

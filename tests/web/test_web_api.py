@@ -17,6 +17,7 @@ from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.status import payload
 from stokehold.web.assets import PLOTLY, find
 from stokehold.web.curve import read_curve
+from tiny_world import safetensors
 
 Make = Callable[..., Step]
 
@@ -52,7 +53,7 @@ def test_versions_and_evaluations(api: TestClient, home: Home, db: Database, jud
     evaluations.record_decision(db, judged.id, Verdict.BETTER, "promoted")
 
     def write(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "model.safetensors").write_bytes(safetensors(b"weights"))
         (folder / "config.json").write_text("{}")
 
     checkpoint = checkpoints.publish_checkpoint(home, 20, write, {})

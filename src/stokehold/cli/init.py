@@ -4,18 +4,15 @@ import dataclasses
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from stokehold.cli.options import JsonOption
-from stokehold.cli.output import console, emit, errors
+from stokehold.cli.output import console, emit
+from stokehold.cli.transfer import transferring
 from stokehold.core.config import Config, describe, parse_config
 from stokehold.core.errors import InputError, StokeholdError, UsageError
 from stokehold.core.memory import Memory, estimate
@@ -26,8 +23,6 @@ from stokehold.supervisor.devices import Room, cards, room
 
 TINY = "tiny"
 GIB = 1024**3
-LINE_SHARE = 0.1
-"""Where there is no terminal, a line is written each time this share more has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +91,7 @@ def _find(model: str, revision: str) -> Source | None:
     if revision and not on_hub:
         raise UsageError("only a model of the hub has revisions", f"--revision {revision}", "leave it out")
     if on_hub:
-        with _progress(model) as report:
+        with transferring(f"fetching {model}") as report:
             fetched = hub.fetch(model, revision or hub.DEFAULT_REVISION, report)
         return Source(fetched.folder, model, fetched.revision)
     if model == TINY:
@@ -105,31 +100,6 @@ def _find(model: str, revision: str) -> Source | None:
         fix = "give the folder that save_pretrained wrote, a hub id (owner/name), or `tiny`"
         raise InputError("no such model folder", model, fix)
     return Source(folder, str(folder.absolute()))
-
-
-@contextmanager
-def _progress(model: str) -> Iterator[hub.Report]:
-    """A bar on a terminal, a line now and then elsewhere; both on stderr."""
-    if not errors.is_terminal:
-        yield _lines(model)
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(f"fetching {model}", *columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(model, total=None)
-        yield lambda done, wanted: bar.update(task, completed=done, total=wanted)
-
-
-def _lines(model: str) -> hub.Report:
-    told = 0.0
-
-    def report(done: int, wanted: int) -> None:
-        nonlocal told
-        share = done / wanted if wanted else 1.0
-        if share >= told + LINE_SHARE or share >= 1.0 > told:
-            told = share
-            errors.print(f"fetching {model}: {done / 1e6:,.1f} of {wanted / 1e6:,.1f} MB")
-
-    return report
 
 
 def make_tiny(home: Home) -> Path:

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from stokehold.cli.backup import tell_rebuilt
 from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, table
 from stokehold.core.errors import NotFoundError, StokeholdError
@@ -16,6 +16,7 @@ from stokehold.core.records import Dataset, JobState
 from stokehold.store import checkpoints, datasets, job_rows, journal, skips
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
+from stokehold.store.rebuild import rebuild as remake
 
 TAIL_BYTES = 1024**2
 
@@ -28,10 +29,16 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     home_path: HomeOption = HERE,
     ledger: Annotated[bool, typer.Option("--ledger", help="Account for every accepted row.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Remake a lost or damaged database from the folders.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Checkpoints that verify, and the ledger: accepted = trained + pending + held out, per file."""
     home = Home.open(home_path)
+    if rebuild:
+        tell_rebuilt(remake(home), as_json)
+        return
     db = connect(home)
     found = checkpoints.latest(home, db)
     rows = account(home, db, Path(found.checkpoint.path) if found.checkpoint else None)
@@ -75,17 +82,14 @@ def account(home: Home, db: Database, checkpoint: Path | None) -> list[Account]:
     """The ledger: what the newest checkpoint says of its runs, checked against the journal up to its step."""
     fresh: dict[str, Any] = {"step": 0, "runs": {}}
     state = json.loads((checkpoint / "trainer.json").read_text()) if checkpoint else fresh
-    journalled: Counter[str] = Counter()
-    for step in journal.steps(db):
-        if step.step <= state["step"]:
-            journalled[step.dataset] += step.examples
+    journalled = journal.examples_by_dataset(db, state["step"])
     over = {job.dataset for job in job_rows.list_jobs(db, [JobState.COMPLETED]) if job.kind == "train"}
     epochs = home.config().training.epochs
     found = []
     for dataset in datasets.list_datasets(home):
         runs = [run for run in state["runs"].values() if run["dataset"] == dataset.id]
         passed = skips.rows(db, [name for name, run in state["runs"].items() if run["dataset"] == dataset.id])
-        found.append(_account(dataset, epochs, runs, journalled[dataset.id], dataset.id in over, len(passed)))
+        found.append(_account(dataset, epochs, runs, journalled.get(dataset.id, 0), dataset.id in over, len(passed)))
     return found
 
 

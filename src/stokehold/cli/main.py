@@ -8,7 +8,22 @@ import typer
 from typer.exceptions import TyperException
 
 from stokehold import __version__
-from stokehold.cli import demo, init, inspect, places, preflight, queue, tasks, versions, work
+from stokehold.cli import (
+    backup,
+    demo,
+    drill,
+    evolution,
+    gc,
+    init,
+    inspect,
+    node,
+    places,
+    preflight,
+    queue,
+    tasks,
+    versions,
+    work,
+)
 from stokehold.cli.output import fail, fail_on_fault
 from stokehold.core.errors import StokeholdError, UsageError
 
@@ -22,7 +37,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (demo, init, preflight, places, queue, work, versions, tasks, inspect):
+for module in (
+    demo,
+    init,
+    preflight,
+    places,
+    queue,
+    work,
+    versions,
+    drill,
+    backup,
+    gc,
+    node,
+    evolution,
+    tasks,
+    inspect,
+):
     module.add_to(app)
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import orjson
@@ -21,6 +22,9 @@ errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_w
 
 WIDEST_SHARE = 0.45
 """Most of a terminal's width that any but the last column of a table takes."""
+
+AGES = (("d", 86400), ("h", 3600), ("min", 60))
+SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 UNBOUNDED_COLUMNS = 10_000
 """Width of a table that goes into a pipe or a file: nothing is cut or wrapped."""
@@ -56,6 +60,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], none: str = "no
 def when(created: str) -> str:
     """A stored time for people: to the second, in UTC."""
     return created[:19].replace("T", " ")
+
+
+def age(created: str) -> str:
+    """How long ago a stored time is, in its largest unit."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    unit, length = next(((unit, length) for unit, length in AGES if seconds >= length), ("s", 1))
+    return f"{max(0, int(seconds // length))} {unit}"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit, length in SIZES:
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count} B"
 
 
 def fail(error: StokeholdError) -> NoReturn:

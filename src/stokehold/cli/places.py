@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from stokehold.cli.status import status_lines
 from stokehold.core.errors import BusyError, StokeholdError, UsageError
 from stokehold.store.database import connect
 from stokehold.store.home import Home
+from stokehold.supervisor import service
+from stokehold.supervisor.facts import read_children
 from stokehold.supervisor.processes import holder
 from stokehold.supervisor.status import payload
 
 LOCK = ("supervisor",)
+PROCESS = re.compile(r"process (\d+)")
 START_S = 30.0
 STOP_S = 180.0
 POLL_S = 0.1
@@ -35,12 +39,18 @@ def add_to(app: typer.Typer) -> None:
 def up(
     home_path: HomeOption = HERE,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the dashboard answers.")] = False,
+    install: Annotated[bool, typer.Option("--install", help="Write a systemd unit that brings it up.")] = False,
+    uninstall: Annotated[bool, typer.Option("--uninstall", help="Remove that unit.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Starts supervisor, trainer and dashboard."""
+    """Starts supervisor, trainer and dashboard; where they are up, what was given up is tried again."""
     home = Home.open(home_path)
+    if install or uninstall:
+        _unit(home, install, uninstall, as_json)
+        return
     if (held := holder(home, LOCK)) is not None:
-        raise BusyError(f"this home is up already, by {held}", str(home.root), "`stoke down` stops it")
+        _try_again(home, held)
+        return
     if not detach:
         if as_json:
             raise UsageError("one JSON document has an end", "--json", "use it with --detach")
@@ -48,6 +58,38 @@ def up(
     start_detached(home)
     if not emit({"home": str(home.root), "url": dashboard(home)}, as_json):
         console.print(f"up: {dashboard(home)}")
+
+
+def _unit(home: Home, install: bool, uninstall: bool, as_json: bool) -> None:
+    """Writes or removes the unit and says what makes systemd heed it; running systemctl is left to its owner."""
+    if install and uninstall:
+        raise UsageError("one of the two", "--install --uninstall", "choose")
+    name = service.unit_name(home)
+    path = service.install(home) if install else service.uninstall(home)
+    if path is None:
+        raise StokeholdError("there is no unit of this home", name, "`stoke up --install` writes one")
+    shown = shlex.quote(name)
+    following = (
+        ["systemctl --user daemon-reload", f"systemctl --user enable --now {shown}", "loginctl enable-linger"]
+        if install
+        else [f"systemctl --user disable --now {shown}", "systemctl --user daemon-reload"]
+    )
+    if emit({"unit": str(path), "installed": install, "commands": following}, as_json):
+        return
+    console.print(f"{'written' if install else 'removed'}: {path}\n\nNow run:")
+    for command in following:
+        console.print(f"    {command}")
+    if install:
+        console.print("\nThe last keeps it up when you are logged out, and brings it up with the machine.")
+
+
+def _try_again(home: Home, held: str) -> None:
+    """Asks the supervisor to start again what it has given up; `BusyError` where there is nothing like that."""
+    given_up = [str(child["role"]) for child in read_children(home) if child["state"] == "stopped"]
+    if not given_up or (found := PROCESS.search(held)) is None:
+        raise BusyError(f"this home is up already, by {held}", str(home.root), "`stoke down` stops it")
+    os.kill(int(found[1]), signal.SIGUSR1)
+    console.print(f"{', '.join(given_up)}: was given up, and is started again")
 
 
 def start_detached(home: Home) -> None:
@@ -91,7 +133,7 @@ def down(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
 def stop(home: Home) -> bool:
     """Asks the supervisor to leave and waits for it; False when there was none."""
     held = holder(home, LOCK)
-    found = re.search(r"process (\d+)", held or "")
+    found = PROCESS.search(held or "")
     if found is None:
         return False
     os.kill(int(found[1]), signal.SIGTERM)

@@ -19,6 +19,7 @@ LOCKED_KEYS = (
     "model.vocabulary",
     "model.method",
     "model.dtype",
+    "model.freeze",
     "data.max_length",
     "data.profile",
     "training.optimizer",
@@ -52,6 +53,8 @@ class ModelConfig(Section):
     """What is trained: every weight, adapters beside frozen weights, or adapters beside 4-bit weights (CUDA)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations."""
+    freeze: tuple[str, ...] = ()
+    """Weights that stay as they are with the method `full`: names as `model.layers.0.*`, with `*` for anything."""
 
 
 class AdapterConfig(Section):
@@ -217,6 +220,27 @@ class StoreConfig(Section):
     """SQLAlchemy URL; empty for `HOME/stoke.db`."""
     keep_checkpoints: int = Field(3, ge=1)
     """Newest checkpoints kept beside those of the champion and of unfinished jobs."""
+    backup_to: str = ""
+    """Second place for backups: a path, or a URL as `s3://bucket/prefix`; empty for none. No credentials here."""
+    keep_bytes: int = Field(0, ge=0)
+    """Bytes that versions may take in all; beyond it the oldest go that may. 0 for no bound."""
+    warn_free_share: float = Field(0.15, ge=0, lt=1)
+    """Share of the disk that is free below which a warning is given; 0 for never."""
+    pause_free_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the disk that is free below which training waits for room; 0 for never."""
+    shard_bytes: int = Field(4 * 1024**3, ge=1024)
+    """Weights of more bytes are cut into files of up to this many; those that are frozen into files of their own."""
+
+
+class RetentionConfig(Section):
+    rows_days: int = Field(90, ge=1)
+    """Older journal rows become sums of 100 steps; older samples, events and finished workflows go."""
+    completions_days: int = Field(90, ge=1)
+    """Evaluations of this age that no version names keep their readings, not the answers' words."""
+    sessions_days: int = Field(365, ge=1)
+    """Telemetry sessions of this age keep their summary, not their samples."""
+    logs_days: int = Field(90, ge=1)
+    """Logs put aside are kept for this long."""
 
 
 class Config(Section):
@@ -243,7 +267,9 @@ class Config(Section):
     serve: ServeConfig = ServeConfig()
     """The inference node."""
     store: StoreConfig = StoreConfig()
-    """Database and retention."""
+    """Database, room on the disk, and what is kept."""
+    retention: RetentionConfig = RetentionConfig()
+    """Ages at which small things are thinned."""
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "stoke.toml") -> Config:

@@ -181,6 +181,24 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """What one file took of the present weights: its steps, first to last, those of other files between left out.
+
+    `joules` is None unless every step was measured.
+    """
+
+    file: str
+    job: str
+    dataset: str
+    first: int
+    last: int
+    steps: int
+    tokens: int
+    seconds: float
+    joules: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Resumable training state after `step`; immutable once its manifest exists. `weights_hash` is BLAKE3, hex."""
 

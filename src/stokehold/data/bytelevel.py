@@ -49,7 +49,7 @@ class ByteLevel:
         normalizer = tree.get("normalizer")
         normalizers = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
         added = tree["added_tokens"]
-        if not _is_byte_level(tree) or any(one["type"] not in COMPOSING for one in normalizers):
+        if not is_byte_level(tree) or any(one["type"] not in COMPOSING for one in normalizers):
             return None
         if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
             return None
@@ -87,7 +87,7 @@ def byte_of(text: str, place: int) -> int:
     return place if text.isascii() else len(text[:place].encode())
 
 
-def _is_byte_level(tree: dict[str, Any]) -> bool:
+def is_byte_level(tree: dict[str, Any]) -> bool:
     """Whether text becomes bytes and nothing is put before, taken from or left to chance in it."""
     model, decoder, first = tree["model"], tree.get("decoder") or {}, tree.get("pre_tokenizer") or {}
     odd = ("dropout", "byte_fallback", "end_of_word_suffix", "continuing_subword_prefix")

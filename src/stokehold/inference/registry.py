@@ -22,7 +22,7 @@ from stokehold.store.checkpoints import WEIGHTS, weights_hash
 from stokehold.store.database import Database
 from stokehold.store.files import MANIFEST, hash_file, read_manifest
 from stokehold.store.home import Home
-from stokehold.store.versions import resolve
+from stokehold.store.references import resolve
 
 CHAMPION = "champion"
 """The alias that a server follows when no reference was given."""

@@ -27,8 +27,11 @@ from stokehold.inference.guard import Guard, check_listening, openai_error
 from stokehold.inference.protocol import ChatRequest, Envelope, model_list
 from stokehold.inference.registry import Registry
 from stokehold.inference.worker import Ask, Done, Event, Failed, Finished, Piece, Started, Worker
+from stokehold.store import parent
 from stokehold.store.database import connect
 from stokehold.store.home import Home
+
+LOG = "server.log"
 
 ANY_LENGTH = 2**31
 """Asks for all the context has room for."""
@@ -210,6 +213,14 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family)
 
 
+class Server(uvicorn.Server):
+    """A server that may also be told to end by another thread."""
+
+    def leave(self) -> None:
+        """Ends when the open answers are given."""
+        self.should_exit = True
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serves until a signal; prints the address and what is served once it listens."""
     parser = argparse.ArgumentParser(prog="python -m stokehold.inference.server", description=__doc__)
@@ -218,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", help="address to listen on; default from [serve]")
     parser.add_argument("--port", type=int, help="0 takes a free port; default from [serve]")
     parser.add_argument("--device", help="cpu or cuda:N; default the trainer's")
+    parser.add_argument("--parent-fd", type=int, help="leave when this pipe reads its end")
     parser.add_argument("--no-token", action="store_true", help="on loopback only: answer everybody on this machine")
     options = parser.parse_args(arguments)
     try:
@@ -234,7 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
         with listen(host, port) as server_socket:
             address = f"http://{f'[{host}]' if ':' in host else host}:{server_socket.getsockname()[1]}"
             print(f"serving {', '.join(registry.names()) or registry.ref} on {address}", flush=True)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+            server = Server(uvicorn.Config(app, log_level="warning", access_log=False))
+            if options.parent_fd is not None:
+                parent.listen(options.parent_fd, home.logs / LOG, server.leave)
             server.run(sockets=[server_socket])
     except StokeholdError as error:
         print(f"stoke: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from stokehold.data.firewall import Firewall, gold_of
 from stokehold.data.formats import Parsed, parse_line
 from stokehold.data.lines import EXCERPT_CHARS, Line, Part, cut, read_part
 from stokehold.tasks.registry import identity_of
+from stokehold.telemetry.cores import core_count
 
 BLOCK_BYTES = 1024 * 1024
 """Rows are written and copied in pieces of this size."""
@@ -59,8 +60,7 @@ class Rules:
 
 def accept_file(source: Path, rows: Path, rejected: Path, rules: Rules) -> list[Accepted]:
     """Reads `source` in parts, on every core; part n writes its rows to `<rows>-<n>` and its rejections likewise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = cut(source, max(1, min(cores, MOST_PARTS, source.stat().st_size // PART_BYTES)))
+    parts = cut(source, max(1, min(core_count(), MOST_PARTS, source.stat().st_size // PART_BYTES)))
     with ExitStack() as stack:
         handles = [
             (

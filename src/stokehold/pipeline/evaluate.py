@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -21,6 +22,7 @@ from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now
 from stokehold.store.home import Home
+from stokehold.store.items import COMPLETIONS, write_items
 
 ENGINE_VERSION = "greedy-1"
 """Changes when the engine may answer otherwise; evaluations across versions are not compared."""
@@ -60,11 +62,13 @@ def evaluate_weights(
     started = time.perf_counter()
     results: dict[str, SuiteResult] = {}
     lines: list[bytes] = []
+    items: list[dict[str, Any]] = []
     for suite in suites:
         completions = _generate(engine, suite.samples, config, between)
         result, scores = judge_suite(suite.name, suite.samples, completions)
         results[suite.name] = result
         lines += [_line(suite.name, *item) for item in zip(suite.samples, completions, scores, strict=True)]
+        items += [_item(suite.name, *item) for item in zip(completions, scores, strict=True)]
     reach("evaluation.judged")
     evaluation = Evaluation(
         id=identity,
@@ -77,7 +81,7 @@ def evaluate_weights(
         created=utc_now(),
         step=step,
     )
-    return evaluations.save(home, db, evaluation, lambda folder: _write_lines(folder, lines))
+    return evaluations.save(home, db, evaluation, lambda folder: _write(folder, lines, items))
 
 
 def _generate(
@@ -98,5 +102,11 @@ def _line(suite: str, sample: Sample, completion: Completion, score: Score) -> b
     return orjson.dumps({**facts, "score": score.value, "parts": dict(score.parts), "reason": score.reason}) + b"\n"
 
 
-def _write_lines(folder: Path, lines: list[bytes]) -> None:
-    (folder / "completions.jsonl").write_bytes(b"".join(lines))
+def _item(suite: str, completion: Completion, score: Score) -> dict[str, Any]:
+    likelihood = {"gold_nll": completion.gold_nll, "gold_tokens": completion.gold_tokens}
+    return {"suite": suite, "sample_id": completion.sample_id, "score": score.value, **likelihood}
+
+
+def _write(folder: Path, lines: list[bytes], items: list[dict[str, Any]]) -> None:
+    (folder / COMPLETIONS).write_bytes(b"".join(lines))
+    write_items(folder, items)

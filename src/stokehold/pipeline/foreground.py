@@ -28,7 +28,7 @@ from stokehold.pipeline.ingest import DATASET_ID_CHARS, ingest_file
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.worker import Leave, use_threads
 from stokehold.pipeline.workflows import TRACE_CHARS
-from stokehold.store import checkpoints, control, events, job_rows, journal, versions
+from stokehold.store import checkpoints, control, events, job_rows, journal, references
 from stokehold.store.database import Database, connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
@@ -128,7 +128,7 @@ def train_files(
         trainer.check()
         control.done(db, "stop")  # asked of nobody, before we came
         control.done(db, "skip")
-        tokenizer = load_tokenizer(versions.resolve(home, db, "base"), profile_of(config.data))
+        tokenizer = load_tokenizer(references.resolve(home, db, "base"), profile_of(config.data))
         waiting = [open_job(home, db, tokenizer, path, resume) for path in files]
         if len({job.id for job in waiting}) < len(waiting):
             raise UsageError("the same content is given twice", ", ".join(map(str, files)), "give each file once")
@@ -208,15 +208,14 @@ def fail(db: Database, job: Job, error: Exception, text: str) -> None:
 
 def report(home: Home, db: Database, jobs: Sequence[Job]) -> dict[str, Any]:
     """Totals over the jobs' journal, however many calls it took; `tokens_per_s` is over the steps' own seconds."""
-    steps = [step for job in jobs for step in journal.job_steps(db, job.id)]
+    totals = journal.job_totals(db, [job.id for job in jobs])
     newest = checkpoints.latest(home, db).checkpoint
-    tokens, seconds = sum(step.tokens for step in steps), sum(step.seconds for step in steps)
     return {
         "step": newest.step if newest else 0,
-        "loss": steps[-1].loss if steps else None,
-        "examples": sum(step.examples for step in steps),
-        "tokens": tokens,
-        "tokens_per_s": tokens / seconds if seconds else None,
+        "loss": totals.loss,
+        "examples": totals.examples,
+        "tokens": totals.tokens,
+        "tokens_per_s": totals.tokens / totals.seconds if totals.seconds else None,
         "checkpoint": newest.path if newest else None,
         "jobs": [{"id": job.id, "file": job.file, "state": job.state.value, "reason": job.error} for job in jobs],
     }

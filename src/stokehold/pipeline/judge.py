@@ -26,7 +26,7 @@ from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.promote import compare_evaluations
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import use_threads
-from stokehold.store import versions
+from stokehold.store import references
 from stokehold.store.database import Database, connect
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
@@ -36,7 +36,7 @@ def evaluate_ref(
     home: Home, db: Database, config: Config, ref: str, names: Sequence[str] = (), meter: Meter | None = None
 ) -> Evaluation:
     """The evaluation of what `ref` names on these suites, or on the configured ones."""
-    folder = versions.resolve(home, db, ref)
+    folder = references.resolve(home, db, ref)
     suites = open_suites(home, names or config.evaluation.suites)
     if not suites:
         raise NotFoundError("this home has no suite", str(home.suites), "put a JSONL file there, or train a file first")
@@ -96,7 +96,7 @@ def main(given: Sequence[str] | None = None) -> None:
             answer, lines = evaluation_answer(evaluation, arguments.ref), _readings(evaluation)
         else:
             for ref in (arguments.a, arguments.b):
-                versions.resolve(home, db, ref)  # before an hour is spent on the first
+                references.resolve(home, db, ref)  # before an hour is spent on the first
             pair = [evaluate_ref(home, db, config, ref, meter=meter) for ref in (arguments.a, arguments.b)]
             comparison = compare_evaluations(home, config, *pair)
             answer = comparison_answer(comparison, config.evaluation.equivalence_margin)

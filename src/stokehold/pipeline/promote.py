@@ -11,19 +11,19 @@ rows on the same weights would end the same.
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from stokehold.core.config import Config, config_json
 from stokehold.core.identity import content_hash
-from stokehold.core.records import Comparison, Evaluation, JobState, Verdict, Version
+from stokehold.core.records import Comparison, Evaluation, Verdict, Version
+from stokehold.evaluation.evolution import readings_of
 from stokehold.evaluation.judge import overall_state
 from stokehold.evaluation.promotion import Action, Decision, decide
 from stokehold.evaluation.verdict import ItemReading, compare
-from stokehold.store import checkpoints, evaluations, events, job_rows, journal, versions
+from stokehold.store import checkpoints, evaluations, events, going_back, journal, versions
 from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
+from stokehold.store.items import read_items
 
 BEST = "best"
 """Alias of the version that no later one was BETTER than."""
@@ -109,7 +109,8 @@ def go_back(home: Home, db: Database, reason: str) -> None:
     champion = _champion(home, db)
     assert champion is not None
     assert champion.step is not None
-    _give_back_jobs(db, champion.name, champion.step)
+    jobs = journal.jobs_after(db, champion.step)
+    going_back.give_back_jobs(db, jobs, f"{TAKEN_BACK} {champion.name}")
     last = journal.last_step(db)
     if last is not None and last.step > champion.step:
         journal.new_branch(db, champion.step, reason)
@@ -142,17 +143,7 @@ def compare_evaluations(home: Home, config: Config, a: Evaluation, b: Evaluation
 
 def item_readings(home: Home, evaluation: Evaluation) -> list[ItemReading]:
     """One reading per suite item of a stored evaluation."""
-    path = evaluations.evaluation_folder(home, evaluation.id) / "completions.jsonl"
-    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-    return [
-        ItemReading(
-            sample_id=f"{row['suite']}/{row['sample_id']}",
-            exact=None if row["score"] is None else row["score"] == 1.0,
-            gold_nll=row["gold_nll"],
-            gold_tokens=row["gold_tokens"],
-        )
-        for row in rows
-    ]
+    return readings_of(read_items(home, evaluation.id))
 
 
 def worse_in_a_row(home: Home, db: Database, before: Evaluation) -> int:
@@ -204,9 +195,15 @@ def _as_far_as_possible(
             return Decision(Action.HOLD, f"its checkpoint is gone; {decision.reason}")
     if decision.action is Action.ROLLBACK:
         assert champion is not None
-        if champion.step is None or not (checkpoints.checkpoint_folder(home, champion.step) / MANIFEST).is_file():
+        if not _has_checkpoint(home, champion):
             return Decision(Action.ALERT, f"{champion.name} has no checkpoint to go back to; {decision.reason}")
     return decision
+
+
+def _has_checkpoint(home: Home, version: Version) -> bool:
+    """Whether the checkpoint of its step has its weights: after going back further, the step may be another's."""
+    there = (c for c in checkpoints.list_checkpoints(home) if c.step == version.step)
+    return any(checkpoint.weights_hash == version.weights_hash for checkpoint in there)
 
 
 def _make_version(home: Home, db: Database, config: Config, evaluation: Evaluation, decision: Decision) -> Version:
@@ -222,12 +219,3 @@ def _make_version(home: Home, db: Database, config: Config, evaluation: Evaluati
         note=decision.reason,
         config_hash=content_hash(config_json(config)),
     )
-
-
-def _give_back_jobs(db: Database, champion: str, step: int) -> None:
-    """Jobs with a step after the champion's are no longer in the weights, and say so."""
-    jobs = {job.id: job for job in job_rows.list_jobs(db)}
-    for name in sorted({step.job for step in journal.steps(db, since=step)} & jobs.keys()):
-        if jobs[name].state in (JobState.COMPLETED, JobState.RUNNING):
-            job_rows.set_state(db, name, JobState.PARTIAL, f"{TAKEN_BACK} {champion}; retry trains it again from there")
-            events.record(db, "taken_back", f"{jobs[name].file}: {TAKEN_BACK} {champion}", job=name)

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -19,6 +19,7 @@ from stokehold.store import events
 from stokehold.store.database import Database
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
+from stokehold.telemetry import clock
 from stokehold.telemetry.session import Recorder
 
 LOG = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class TrainerStatus:
             "total_steps": self.config.training.total_steps or None,
             "telemetry": self.recorder.latest() if self.recorder else {},
             "updated": utc_now(),
+            **asdict(clock.stamp()),
             **self.facts,
         }
         try:

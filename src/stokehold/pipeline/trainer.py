@@ -39,14 +39,27 @@ from stokehold.pipeline.promote import (
 from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
 from stokehold.pipeline.suites import Suite, open_suites
 from stokehold.pipeline.token_reports import token_counter
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, skips, trash, versions
+from stokehold.store import (
+    checkpoints,
+    control,
+    evaluations,
+    events,
+    going_back,
+    job_rows,
+    journal,
+    references,
+    skips,
+    space,
+    trash,
+    versions,
+)
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
 from stokehold.store.files import utc_now, verify
 from stokehold.store.home import Home
 from stokehold.telemetry.session import Recorder
 from stokehold.training.activity import movement
-from stokehold.training.consolidation import consolidate
+from stokehold.training.consolidation import MergeError, consolidate
 from stokehold.training.cuda import check_device
 from stokehold.training.guards import BadBatch
 from stokehold.training.loop import FREED, PAUSE_POLL_S, Hooks, Outcome, Work, run_job
@@ -73,6 +86,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.status = TrainerStatus(self.home, self.config, self.db)
+        self._guard = space.Guard(self.config.store, lambda: space.room(self.home.root), self.status.record)
 
     @property
     def state(self) -> str:
@@ -84,6 +98,7 @@ class Trainer:
 
         `anew` begins a branch there: what was journalled after it will not be repeated as it was.
         """
+        going_back.finish(self.home, self.db)
         finish_going_back(self.home, self.db)
         found = checkpoints.latest(self.home, self.db)
         for passed in found.passed_over:
@@ -153,14 +168,14 @@ class Trainer:
 
     def _run(self, work: Work) -> Outcome:
         """Runs the loop; a batch that spoils a step is passed over from the newest checkpoint on, in a new branch."""
-        anew = False
+        anew, merging = False, bool(self.config.adapter.merge_files)
         while True:
             lineage = self.lineage or self.ready(anew)
             anew = False
-            if self.config.adapter.merge_files and (
-                base := consolidate(lineage, self.home, job_rows.completed_runs(self.db))
-            ):
-                events.record(self.db, "merged", f"step {lineage.step}: the adapters are part of base {base.name} now")
+            if merging and not self._merge(lineage):
+                self.lineage, merging = None, False
+                del lineage  # with the merged model, before the adapters come from disk again
+                continue
             try:
                 outcome = run_job(self.home, lineage, replace(work, skips=skips.keys(self.db, work.run)), self.hooks())
             except BadBatch as bad:
@@ -172,6 +187,17 @@ class Trainer:
             step, self.lineage = lineage.step, None  # from disk again: memory is wanted back, or may be what is wrong
             del lineage
             self._wait_without_model(step)
+
+    def _merge(self, lineage: Lineage) -> bool:
+        """Merges the adapters where that is due; False where that was refused, and the lineage must be opened again."""
+        try:
+            base = consolidate(lineage, self.home, self.db, job_rows.completed_runs(self.db))
+        except MergeError as error:
+            events.record(self.db, "merge_refused", f"step {lineage.step}: {error}")
+            return False
+        if base:
+            events.record(self.db, "merged", f"step {lineage.step}: the adapters are part of base {base.name} now")
+        return True
 
     def _wait_without_model(self, step: int) -> None:
         """Blocks while a pause wants the model's memory; returns at once where none does."""
@@ -285,7 +311,7 @@ class Trainer:
         if damaged:
             where = f"{len(damaged)} checkpoints, first {Path(damaged[0].path).name}: {damaged[0].reason}"
             raise IntegrityError("no checkpoint can be used", where, "restore one, or move them away to begin anew")
-        folder = versions.resolve(self.home, self.db, "base")
+        folder = references.resolve(self.home, self.db, "base")
         if bad := verify(folder):
             raise IntegrityError(f"the base model is damaged: {bad[0].reason}", str(folder / bad[0].path), "restore it")
         return folder
@@ -307,7 +333,9 @@ class Trainer:
         command = control.current(self.db)
         if command == "pause" and control.frees_memory(self.db):
             return "free"
-        return None if command == "resume" else command
+        if command in (None, "resume"):
+            return "pause" if self._guard.full(time.monotonic()) else None
+        return command
 
     def _journal(self, step: Step, progress: Progress) -> None:
         if step.step <= self._replayed_until:

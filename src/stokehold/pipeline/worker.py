@@ -3,9 +3,12 @@
 `python -m stokehold.pipeline.worker --home H` serves the queues of a home until its supervisor's pipe closes or a
 signal asks it to leave; it then finishes the step, writes a checkpoint and goes. Killing it at any instant is fine:
 the next start takes up every job where the disk says it was.
+
+With `--stand-by` it loads everything, holds nothing, and waits to be told to begin: a spare for when another dies.
 """
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -14,18 +17,23 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import transformers
 
 from stokehold.core.config import Config
 from stokehold.core.errors import StokeholdError
 from stokehold.core.records import JobState
+from stokehold.pipeline import upkeep
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.workflows import Workshop, declare
 from stokehold.store import job_rows, jobs, trash
 from stokehold.store.home import Home
+from stokehold.store.parent import listen, wait_for_go
 
 EXECUTOR = "trainer-0"
 QUEUES = jobs.QUEUES
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+FIRST_TO_GO = "1000"
 
 
 class Leave:
@@ -40,15 +48,8 @@ class Leave:
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._event.set()
 
-    def when_closed(self, descriptor: int) -> None:
-        """Leaves when the other end of this pipe is closed, however that process ended."""
-
-        def wait() -> None:
-            while os.read(descriptor, 1):
-                pass
-            self._event.set()
-
-        threading.Thread(target=wait, name="parent", daemon=True).start()
+    def at_once(self) -> None:
+        self._event.set()
 
 
 def work(home: Home, leave: Leave) -> None:
@@ -62,6 +63,7 @@ def work(home: Home, leave: Leave) -> None:
         home.sweep()
         trash.empty(home)
         declare(Workshop(home, client, device, trainer))
+        upkeep.start(home, client)
         jobs.launch(home, EXECUTOR, QUEUES)
         trainer.tell("idle", None)
         device.serve(leave, trainer.idle)
@@ -70,6 +72,29 @@ def work(home: Home, leave: Leave) -> None:
             job_rows.set_state(client.db, job.id, JobState.QUEUED)  # leaving in order is no attempt
         # What was interrupted stays unfinished: its workflow's thread is left waiting, and ends with us.
         os._exit(0)
+
+
+def stand_by(home: Home, descriptor: int) -> bool:
+    """Loads what a trainer of this home needs, then waits to be told to begin; False when it never will be.
+
+    When memory runs out the system takes a process that stands by before any that works.
+    """
+    last = OOM_SCORE.read_text() if OOM_SCORE.exists() else None
+    if last is not None:
+        OOM_SCORE.write_text(FIRST_TO_GO)
+    config = home.config()
+    getattr(transformers, config.model.architecture, None)  # loads the module of this kind of model
+    if config.model.method != "full":
+        importlib.import_module("stokehold.training.adapters")
+    begin = wait_for_go(descriptor, log_of(home))
+    if last is not None:
+        OOM_SCORE.write_text(last)
+    return begin
+
+
+def log_of(home: Home) -> Path:
+    """Where the supervisor lets our output go."""
+    return home.logs / "trainer.log"
 
 
 def use_threads(config: Config) -> None:
@@ -81,15 +106,19 @@ def use_threads(config: Config) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--parent-fd", type=int)
+    parser.add_argument("--parent-fd", type=int, help="leave when this pipe reads its end")
+    parser.add_argument("--stand-by", action="store_true", help="begin when told to by that pipe")
     arguments = parser.parse_args()
     leave = Leave()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave.on_signal)
-    if arguments.parent_fd is not None:
-        leave.when_closed(arguments.parent_fd)
     try:
-        work(Home.open(arguments.home), leave)
+        home = Home.open(arguments.home)
+        if arguments.stand_by and not stand_by(home, arguments.parent_fd):
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, leave.on_signal)
+        if arguments.parent_fd is not None:
+            listen(arguments.parent_fd, log_of(home), leave.at_once)
+        work(home, leave)
     except StokeholdError as error:
         sys.stderr.write(f"stoke: {error}\n")
         raise SystemExit(error.exit_code) from error

@@ -23,7 +23,8 @@ from stokehold.pipeline.improve import write_next_file
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.trainer import Trainer
-from stokehold.store import control, evaluations, events, job_rows, journal, versions
+from stokehold.store import control, evaluations, events, job_rows, journal, references
+from stokehold.store.blobs import BlobStore
 from stokehold.store.failpoints import reach
 from stokehold.store.files import hash_file, is_full
 from stokehold.store.home import Home
@@ -107,8 +108,8 @@ def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Job:
 
 def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     home, db = workshop.home, workshop.jobs.db
-    tokenizer = load_tokenizer(versions.resolve(home, db, "base"), profile_of(home.config().data))
-    source = Path(payload["blob"])
+    tokenizer = load_tokenizer(references.resolve(home, db, "base"), profile_of(home.config().data))
+    source = BlobStore(home.blobs, home.disk).path(payload["content_hash"])  # wherever the home is now
     dataset = ingest_file(home, home.config(), tokenizer, source, payload["content_hash"], payload["file"])
     reach("dataset.published")
     job_rows.set_dataset(db, payload["job"], dataset.id)

@@ -17,7 +17,7 @@ from stokehold.store.adapters import ADAPTER_CONFIG
 from stokehold.store.disk import Disk
 from stokehold.store.files import hash_file, publish
 from stokehold.store.home import Home
-from stokehold.store.weights import tensor_shapes
+from stokehold.store.weights import GOLDEN, tensor_shapes
 
 KIND = "base"
 WANTED = (
@@ -52,21 +52,29 @@ class Base:
     context_tokens: int | None
 
 
-def import_base(home: Home, folder: Path, source: str = "", revision: str = "") -> Base:
+def import_base(
+    home: Home, folder: Path, source: str = "", revision: str = "", lineage: Mapping[str, Any] | None = None
+) -> Base:
     """Copies a model folder into `base/<hash>/`; the same content again is the same folder.
 
-    `source` and `revision` say in its manifest where it came from, beside the licence that its card names. Raises
+    `source` and `revision` say in its manifest where it came from, beside the licence that its card names. `lineage`
+    are more facts for one that was made in this home: its golden logits come along, and are no part of the hash. Raises
     InputError for a folder without configuration, safetensors weights or tokenizer, IntegrityError for weights that
     end early or lack a shard.
     """
     files = _wanted(folder)
     tensor_shapes(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    name = content_hash(*(part for path in files for part in (path.name, hash_file(path))))[:ID_HEX_CHARS]
+    hashes = {path.name: hash_file(path) for path in files}
+    name = content_hash(*(part for pair in hashes.items() for part in pair))[:ID_HEX_CHARS]
+    if lineage is not None and (folder / GOLDEN).is_file():
+        files.append(folder / GOLDEN)
+        hashes[GOLDEN] = hash_file(folder / GOLDEN)
     target = home.base / name
     if not target.exists():
         facts = {"kind": KIND, "source": source or folder.name, "revision": revision, "licence": licence(folder)}
-        publish(target, lambda staging: _copy(files, staging, home.disk), facts, disk=home.disk)
+        facts |= lineage or {}
+        publish(target, lambda staging: _copy(files, hashes, staging, home.disk), facts, hashes, disk=home.disk)
     return _facts(f"base/{name}", config)
 
 
@@ -92,9 +100,10 @@ def _wanted(folder: Path) -> list[Path]:
     return files
 
 
-def _copy(files: list[Path], staging: Path, disk: Disk) -> None:
+def _copy(files: list[Path], hashes: Mapping[str, str], staging: Path, disk: Disk) -> None:
     for path in files:
-        disk.copy(path, staging / path.name)
+        if disk.copy(path, staging / path.name) != hashes[path.name]:
+            raise InputError("changed while it was copied", str(path), "import it again")
 
 
 def _facts(path: str, config: Mapping[str, Any]) -> Base:

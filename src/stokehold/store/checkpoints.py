@@ -51,16 +51,23 @@ def checkpoint_folder(home: Home, step: int) -> Path:
     return home.checkpoints / f"step_{step:0{STEP_DIGITS}d}"
 
 
-def publish_checkpoint(home: Home, step: int, write: Callable[[Path], None], facts: Mapping[str, Any]) -> Checkpoint:
+def publish_checkpoint(
+    home: Home,
+    step: int,
+    write: Callable[[Path], None],
+    facts: Mapping[str, Any],
+    known: Mapping[str, str] | None = None,
+) -> Checkpoint:
     """Publishes what `write(folder)` makes as the state after `step`; durable when it returns.
 
-    `facts` go into the manifest: `branch` (default 0), `parent`, `datasets`, … One of the same step that is there
-    already (the step was repeated, or its file was skipped) gives way to the new one and moves to the trash.
+    `facts` go into the manifest: `branch` (default 0), `parent`, `datasets`, … `known` are hashes of files that are
+    not worth reading again; `write` may add to it. One of the same step that is there already (the step was repeated,
+    or its file was skipped) gives way to the new one and moves to the trash.
     """
     folder = checkpoint_folder(home, step)
     manifest = {"kind": KIND, "branch": 0, "parent": None, **facts, "step": step}
     replaced = trash.reserve(home, folder, "the step was taken again") if folder.exists() else None
-    publish(folder, write, manifest, replaced=replaced, disk=home.disk)
+    publish(folder, write, manifest, known, replaced, home.disk)
     _verified[folder] = _mark(folder)
     return load_checkpoint(folder)
 
@@ -90,12 +97,15 @@ def list_checkpoints(home: Home) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def latest(home: Home, db: Database | None = None) -> Latest:
-    """The newest checkpoint that verifies, of the present branch where `db` is given."""
+def latest(home: Home, db: Database | None = None, read: bool = True) -> Latest:
+    """The newest checkpoint that verifies, of the present branch where `db` is given.
+
+    With `read=False` the sizes of its files are compared, and not one of them is read.
+    """
     spans = journal.spans(db) if db is not None else None
     passed: list[PassedOver] = []
     for _, folder in sorted(_folders(home), reverse=True):
-        if (reason := _unusable(folder, spans)) is None:
+        if (reason := _unusable(folder, spans, read)) is None:
             return Latest(load_checkpoint(folder), tuple(passed))
         passed.append(PassedOver(str(folder), reason))
     return Latest(None, tuple(passed))
@@ -176,7 +186,7 @@ def _branch_of(folder: Path) -> int:
         return 0
 
 
-def _unusable(folder: Path, spans: Sequence[journal.Span] | None) -> str | None:
+def _unusable(folder: Path, spans: Sequence[journal.Span] | None, read: bool) -> str | None:
     try:
         manifest = read_manifest(folder)
         load_checkpoint(folder)
@@ -184,8 +194,14 @@ def _unusable(folder: Path, spans: Sequence[journal.Span] | None) -> str | None:
         return error.what
     if spans is not None and not any(span.holds(manifest.get("branch", 0), manifest["step"]) for span in spans):
         return f"belongs to the abandoned branch {manifest.get('branch', 0)}"
-    bad = verify_checkpoint(folder)
+    bad = verify_checkpoint(folder) if read else _of_another_size(folder, manifest["files"])
     return "; ".join(f"{fault.path}: {fault.reason}" for fault in bad) if bad else None
+
+
+def _of_another_size(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Bad]:
+    paths = [(entry, folder / entry["path"]) for entry in entries]
+    whole = (path.is_file() and path.stat().st_size == entry["bytes"] for entry, path in paths)
+    return [Bad(e["path"], "missing or cut short") for (e, _), ok in zip(paths, whole, strict=True) if not ok]
 
 
 def _mark(folder: Path) -> Mark:

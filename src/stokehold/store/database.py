@@ -8,16 +8,19 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from stokehold.core.errors import DiskFullError, StokeholdError
+from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
+from stokehold.store.disk import DISK, Disk
+from stokehold.store.files import STAGING, refusals
 from stokehold.store.home import Home
-from stokehold.store.migrations import migrate
+from stokehold.store.migrations import MIGRATIONS, migrate, outdated
 
 BUSY_TIMEOUT_MS = 30_000
 
@@ -69,12 +72,56 @@ class Database:
 def connect(target: Home | str) -> Database:
     """Opens the database of a home, or of an SQLAlchemy URL, creating and migrating our tables.
 
-    Raises `StokeholdError` on a network file system, where WAL is refused, or for a newer schema.
+    What an older program made is copied first, as `before-schema-N` (`keep_before`): into `backups/` of the home, or
+    beside the file. The copy and the migration are under one write lock, so nothing is written between them, and of two
+    processes that begin at once the second finds it done.
+
+    Raises `StokeholdError` on a network file system, where WAL is refused, for a newer schema, and where no good copy
+    can be made; then nothing was changed.
     """
     database = Database(target if isinstance(target, str) else database_url(target))
     with database.write() as connection:
+        if database.engine.dialect.name == "sqlite" and (found := outdated(connection)) is not None:
+            path = Path(database.engine.url.database or "")
+            folder, disk = (path.parent, DISK) if isinstance(target, str) else (target.backups, target.disk)
+            keep_before(path, folder / f"before-schema-{len(MIGRATIONS)}.db", found, disk)
         migrate(connection, database.place)
     return database
+
+
+def keep_before(database: Path, target: Path, schema: int, disk: Disk) -> None:
+    """Copies an SQLite file as of its last commit to `target`, whole or not at all; the copy is read before it is one.
+
+    Raises `DiskFullError` where there is no room and `IntegrityError` for a damaged database.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.with_name(f"{STAGING}{target.name}-{uuid4().hex}")
+    with refusals(target):
+        try:
+            _copy(database, stage, schema)
+            disk.sync(stage)
+            disk.rename(stage, target)
+            disk.sync(target.parent)
+        except sqlite3.DatabaseError as error:
+            if FULL.search(str(error)):
+                raise DiskFullError("no room to copy the database first", str(target), "make room") from error
+            raise _not_copied(database, str(error)) from error
+        finally:
+            stage.unlink(missing_ok=True)
+
+
+def _copy(database: Path, stage: Path, schema: int) -> None:
+    with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(stage)) as copy:
+        live.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, whatever becomes of what lies beside it
+        said = str(copy.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        if said != "ok" or copy.execute("SELECT version FROM schema_version").fetchone() != (schema,):
+            raise _not_copied(database, said)
+
+
+def _not_copied(database: Path, why: str) -> IntegrityError:
+    what = f"the database is not migrated, for it cannot be copied whole: {why}"
+    return IntegrityError(what, str(database), "`stoke doctor --rebuild` remakes it")
 
 
 def database_url(home: Home) -> str:

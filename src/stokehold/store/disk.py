@@ -43,6 +43,11 @@ class Disk:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def append(self, path: Path, content: bytes | bytearray) -> None:
+        """Adds to the end of a file, which is made where there is none; on the disk only after `sync`."""
+        with path.open("ab") as stream:
+            stream.write(content)
+
     def copy(self, source: Path, target: Path) -> str:
         """A new file with the source's content, on the disk when it returns; its BLAKE3, of the bytes written."""
         hasher = blake3()
@@ -141,7 +146,8 @@ ERRORS = {"full": errno.ENOSPC, "io": errno.EIO}
 class Fault:
     """At the change of this number (from 0), instead of it: die, say that there is no room, or that the device failed.
 
-    `torn` leaves half of the file it was about and dies; `flip` turns one bit of that file over and goes on.
+    `torn` leaves half of the file it was about and dies, `flip` turns one bit of that file over and goes on. A file of
+    several names was whole before, and is not torn.
     """
 
     kind: FaultKind
@@ -149,17 +155,24 @@ class Fault:
 
 
 class FaultyDisk(Disk):
-    """Fails once. `changes` names what it was asked for, in order; without a fault it only counts."""
+    """Fails once. `changes` names what it was asked for, in order; without a fault it only counts.
+
+    `written` are the numbers of those that left a file with something in it: what can come out torn or with a bit over.
+    """
 
     def __init__(self, fault: Fault | None = None) -> None:
         self.fault = fault
         self.changes: list[str] = []
+        self.written: list[int] = []
 
     def make_folder(self, path: Path) -> None:
         return self._do("make_folder", path, super().make_folder, path)
 
     def write(self, path: Path, content: bytes, mode: int = 0o644) -> None:
         return self._do("write", path, super().write, path, content, mode)
+
+    def append(self, path: Path, content: bytes | bytearray) -> None:
+        return self._do("append", path, super().append, path, content)
 
     def copy(self, source: Path, target: Path) -> str:
         return self._do("copy", target, super().copy, source, target)
@@ -193,23 +206,30 @@ class FaultyDisk(Disk):
         number = len(self.changes)
         self.changes.append(f"{name} {given[-1] if name in ('rename', 'exchange', 'link') else file or given[0]}")
         if self.fault is None or self.fault.at != number:
-            return change(*given)
+            return self._note(number, file, change(*given))
         if self.fault.kind in ERRORS:
             code = ERRORS[self.fault.kind]
             raise OSError(code, os.strerror(code), str(given[0]))
         if self.fault.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        done = change(*given)
-        if file is not None and file.is_file() and file.stat().st_size:
+        done = self._note(number, file, change(*given))
+        if file is not None and number in self.written:
             _damage(file, self.fault.kind)
         if self.fault.kind == "torn":
             os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    def _note(self, number: int, file: Path | None, done: T) -> T:
+        if file is not None and file.is_file() and file.stat().st_size:
+            self.written.append(number)
         return done
 
 
 def _damage(path: Path, kind: FaultKind) -> None:
     """Cuts the file in half, or turns over a bit in its middle."""
     found = path.stat()
+    if kind == "torn" and found.st_nlink > 1:
+        return
     middle = found.st_size // 2
     path.chmod(found.st_mode | 0o200)
     with path.open("r+b") as stream:

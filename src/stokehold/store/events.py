@@ -54,3 +54,16 @@ def trim(db: Database, kept: int = KEPT) -> int:
         if last is None:
             return 0
         return connection.execute(tables.events.delete().where(tables.events.c.id <= last)).rowcount
+
+
+def older(db: Database, before: str) -> int:
+    """How many events are from before this time, ISO 8601 in UTC."""
+    with db.read() as connection:
+        query = sa.select(sa.func.count()).select_from(tables.events).where(tables.events.c.created < before)
+        return int(connection.execute(query).scalar() or 0)
+
+
+def trim_older(db: Database, before: str) -> int:
+    """Drops them; returns how many."""
+    with db.write() as connection:
+        return connection.execute(tables.events.delete().where(tables.events.c.created < before)).rowcount

@@ -34,6 +34,9 @@ NAMES = (
 )
 """Every place, in the order in which a file's journey reaches them."""
 
+MERGES = ("consolidation.merged", "consolidation.published", "consolidation.opened", "consolidation.versioned")
+"""Places that only a merge of adapters reaches, between two files."""
+
 VARIABLE = "STOKEHOLD_FAILPOINT"
 _reached: Counter[str] = Counter()
 _armed: dict[str, tuple[Action, int]] = {}
@@ -47,7 +50,7 @@ def arm(setting: str) -> None:
         return
     name, _, rest = setting.partition(":")
     action, _, time = rest.partition("@")
-    if name not in NAMES or action not in get_args(Action):
+    if name not in (*NAMES, *MERGES) or action not in get_args(Action):
         raise ValueError(f"no such failpoint: {setting}")
     _armed[name] = (action, int(time or 1))  # type: ignore[assignment]
 

@@ -158,7 +158,8 @@ class Home:
 
     def sweep(self) -> list[Path]:
         """Removes what killed processes left half written; what a living one is writing stays. Call it at start."""
-        return [gone for folder in (self.root, *self.inboxes.values(), *self.folders) for gone in sweep(folder)]
+        folders = (self.root, *self.inboxes.values(), *self.folders)
+        return [gone for folder in folders for gone in sweep(folder, self.disk)]
 
     def token(self) -> str:
         """The secret of the HTTP interfaces, made on first use, readable by the owner only."""

@@ -10,12 +10,21 @@ making, so that running it again enqueues nothing twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions, Serializer
+from dbos import (
+    DBOS,
+    DBOSClient,
+    DBOSConfig,
+    DBOSPortableJSONSerializer,
+    EnqueueOptions,
+    Serializer,
+    WorkflowStatusString,
+)
 from dbos._serialization import DefaultSerializer
 from dbos._utils import GlobalParams
 
@@ -48,6 +57,9 @@ POLL_S = 0.25
 
 ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")
 """DBOS's states of a workflow that is not over."""
+
+FORGET_ROWS = 200
+"""Records that one transaction drops."""
 
 
 def serializer() -> Serializer:
@@ -286,7 +298,7 @@ class JobsClient:
             changed.append(job.id)
         return changed
 
-    def schedule(self, name: str, kind: str, cron: str, timezone: str) -> None:
+    def schedule(self, name: str, kind: str, cron: str, timezone: str, mark: str | None = None) -> None:
         """Runs `kind` at the times of `cron` in an IANA time zone; a time missed while nothing ran is not made up."""
         self._dbos.apply_schedules(
             [
@@ -294,13 +306,35 @@ class JobsClient:
                     "schedule_name": name,
                     "workflow_name": kind,
                     "schedule": cron,
-                    "context": None,
+                    "context": mark,
                     "queue_name": QUEUE_OF[kind],
                     "cron_timezone": timezone,
                     "automatic_backfill": False,
                 }
             ]
         )
+
+    def restart_schedules(self, mark: str) -> list[str]:
+        """Lets every schedule work out anew how long it has to wait; returns their names.
+
+        DBOS waits a number of seconds for a time of day. While a machine sleeps they do not pass, and when the clock is
+        set they are the wrong ones. A schedule whose context changed begins again: `mark` must be another each time.
+        """
+        there = self._dbos.list_schedules()
+        for one in there:
+            zone = one.get("cron_timezone")
+            self.schedule(one["schedule_name"], one["workflow_name"], one["schedule"], zone or "UTC", mark)
+        return [one["schedule_name"] for one in there]
+
+    def forget(self, before: str, dry_run: bool = False) -> int:
+        """Drops DBOS's records of runs that ended before this time, ISO 8601; our row of the job stays. How many."""
+        bound_ms = datetime.fromisoformat(before).timestamp() * 1000
+        over = [one.value for one in WorkflowStatusString if one.value not in ACTIVE]
+        found = self._dbos.list_workflows(status=over, end_time=before, load_input=False, load_output=False)
+        ids = [one.workflow_id for one in found if (one.updated_at or 0) < bound_ms]
+        for at in range(0, 0 if dry_run else len(ids), FORGET_ROWS):
+            self._dbos.delete_workflows(ids[at : at + FORGET_ROWS])
+        return len(ids)
 
     def trigger(self, name: str) -> str:
         """Enqueues one run of a schedule now; returns the job's id."""

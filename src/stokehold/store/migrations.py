@@ -9,13 +9,18 @@ import sqlalchemy as sa
 
 from stokehold.core.errors import StokeholdError
 from stokehold.store.tables import (
+    journal_aggregates,
     journal_job,
+    journal_lost,
     metadata,
+    pins,
+    sample_totals,
     samples_matched,
     schema_version,
     skipped,
     token_reports,
     token_windows,
+    version_manifests,
 )
 
 Migration = Callable[[sa.Connection], None]
@@ -42,8 +47,33 @@ def _fourth(connection: sa.Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth)
+def _fifth(connection: sa.Connection) -> None:
+    """Versions that a person pinned, and what each version was when it was published."""
+    for table in (pins, version_manifests):
+        table.create(connection, checkfirst=True)
+
+
+def _sixth(connection: sa.Connection) -> None:
+    """What old steps and samples are thinned to."""
+    for table in (journal_aggregates, sample_totals):
+        table.create(connection, checkfirst=True)
+
+
+def _seventh(connection: sa.Connection) -> None:
+    """What a remade database knows of the rows it lost."""
+    journal_lost.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth, _fifth, _sixth, _seventh)
 """In order; the schema's version is how many of them were applied."""
+
+
+def outdated(connection: sa.Connection, migrations: tuple[Migration, ...] = MIGRATIONS) -> int | None:
+    """The schema of a database that `migrate` would change, None of a new one and of one that is as it should be."""
+    if not sa.inspect(connection).has_table(schema_version.name):
+        return None
+    found = connection.execute(sa.select(schema_version.c.version)).scalar()
+    return found if found is not None and found < len(migrations) else None
 
 
 def migrate(connection: sa.Connection, where: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> int:

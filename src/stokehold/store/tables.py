@@ -77,6 +77,53 @@ journal = sa.Table(
 journal_job = sa.Index("journal_job", journal.c.job, journal.c.branch, journal.c.step)
 """Where a file began, without reading the rest of a long run."""
 
+journal_aggregates = sa.Table(
+    "journal_aggregates",
+    metadata,
+    sa.Column("branch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("first_step", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("last_step", sa.BigInteger, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("job", sa.Text, nullable=False, index=True),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("loss_tokens", sa.BigInteger, nullable=False),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("joules", sa.Float),
+    sa.Column("joules_steps", sa.Integer, nullable=False),
+    sa.Column("loss", sa.Float, nullable=False),
+    sa.Column("loss_min", sa.Float, nullable=False),
+    sa.Column("loss_max", sa.Float, nullable=False),
+    sa.Column("learning_rate", sa.Float, nullable=False),
+    sa.Column("grad_norm", sa.Float, nullable=False),
+    sa.Column("grad_norm_max", sa.Float, nullable=False),
+    sa.Column("token_entropy", sa.Float),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""Old steps of one job and dataset, at most 100 in a row, as one: sums of what adds up, means of what does not.
+
+`joules` is over the `joules_steps` that were measured; `created` is that of the last step.
+"""
+
+sample_totals = sa.Table(
+    "sample_totals",
+    metadata,
+    sa.Column("matched", sa.Boolean, primary_key=True, autoincrement=False),
+    sa.Column("samples", sa.BigInteger, nullable=False),
+)
+"""How many in-training samples were dropped for their age, by whether they matched."""
+
+journal_lost = sa.Table(
+    "journal_lost",
+    metadata,
+    sa.Column("branch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("dataset", sa.Text, primary_key=True),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+)
+"""Where the database was remade: examples that are in the checkpoint of this step, and whose rows are lost."""
+
 skipped = sa.Table(
     "skipped",
     metadata,
@@ -137,6 +184,22 @@ aliases = sa.Table(
     sa.Column("previous", sa.Text),
     sa.Column("updated", sa.Text, nullable=False),
 )
+
+pins = sa.Table(
+    "pins",
+    metadata,
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("created", sa.Text, nullable=False),
+)
+"""Versions that a person wants kept whatever retention says."""
+
+version_manifests = sa.Table(
+    "version_manifests",
+    metadata,
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("manifest", sa.JSON, nullable=False),
+)
+"""What each version was when it was published: where its folder is lost, it is made again from this and the blobs."""
 
 control = sa.Table(
     "control",

@@ -1,33 +1,35 @@
 """Weights a user may serve: numbered, immutable folders with lineage, made without reading or copying the weights.
 
-`versions/v0007/` has the model files of a checkpoint, never its optimiser unless asked. Their content is shared with
-the checkpoint through the blob store, by the hashes the checkpoint's manifest states. A number is never given twice,
-not even after its version was deleted.
+`versions/v0007/` has the model files of a checkpoint and its place in training, never its optimiser unless asked. Their
+content is shared with the checkpoint through the blob store, by the hashes the checkpoint's manifest states. A number
+is never given twice, not even after its version was deleted.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError
+from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Version
-from stokehold.store import bases, checkpoints, files, tables, trash
+from stokehold.store import bases, checkpoints, compaction, files, tables
 from stokehold.store.adapters import ADAPTER_CONFIG, base_of, reference
 from stokehold.store.blobs import LINK_BYTES, BlobStore
 from stokehold.store.database import Database, upsert
-from stokehold.store.files import Bad, publish, read_manifest
+from stokehold.store.files import Bad, hash_file, publish, read_manifest
 from stokehold.store.home import Home
+from stokehold.store.weights import check_headers
 
 NAME = re.compile(r"v(\d{1,9})")
-STEP_REF = re.compile(r"step:(\d{1,12})")
 NUMBER_DIGITS = 4
 KIND = "version"
 CHAMPION = "champion"
+OPTIMISER = re.compile(r"optimizer.*")
 TRAINING_ONLY = re.compile(r"optimizer.*|trainer\.json")
-"""Files of a checkpoint that only resuming needs."""
+"""Files that only resuming needs. Of them a version has `trainer.json`, which is small."""
 
 
 def create(
@@ -48,7 +50,7 @@ def create(
     linked, not read; `optimiser` keeps what resuming needs.
     """
     origin = read_manifest(source)
-    chosen = [entry for entry in origin["files"] if optimiser or not TRAINING_ONLY.fullmatch(entry["path"])]
+    chosen = [entry for entry in origin["files"] if optimiser or not OPTIMISER.fullmatch(entry["path"])]
     weights_hash = checkpoints.weights_hash(chosen)
     if not weights_hash:
         raise IntegrityError("no weights to make a version of", str(source), "name a checkpoint")
@@ -56,18 +58,33 @@ def create(
 
     def write(stage: Path) -> None:
         for entry in chosen:
-            target = stage / entry["path"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            blobs.adopt(source / entry["path"], entry["blake3"], entry["bytes"])
-            blobs.place(entry["blake3"], target)
+            (stage / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+            _take(blobs, source / entry["path"], entry, stage / entry["path"])
+        check_headers(stage)
 
     lineage = {"parent": parent, "datasets": list(datasets), "evaluation": evaluation, "note": note}
     base = f"base/{source.name}" if origin["kind"] == bases.KIND else origin.get("base")
     lineage |= {"config_hash": config_hash, "source": source.name, "step": origin.get("step"), "base": base}
+    lineage["branch"] = origin.get("branch", 0)
     known = {entry["path"]: entry["blake3"] for entry in chosen if entry["bytes"] >= LINK_BYTES}
     name = _next_name(home, db, weights_hash)
-    publish(home.versions / name, write, {"kind": KIND, "name": name, **lineage}, known=known, disk=home.disk)
+    manifest = publish(home.versions / name, write, {"kind": KIND, "name": name, **lineage}, known, disk=home.disk)
+    remember(db, manifest)
     return load_version(home.versions / name)
+
+
+def _take(blobs: BlobStore, path: Path, entry: Mapping[str, Any], target: Path) -> None:
+    """One file of the source; a blob that is not what it was is replaced, for small ones are never taken on trust."""
+    digest, size = entry["blake3"], entry["bytes"]
+    try:
+        blobs.adopt(path, digest, size)
+        blobs.place(digest, target)
+        if target.stat().st_size != size or (size < LINK_BYTES and hash_file(target) != digest):
+            blobs.mend(path, digest)
+            target.unlink()
+            blobs.place(digest, target)
+    except FileNotFoundError as error:
+        raise NotFoundError("taken away meanwhile", str(path), "name another; nothing was changed") from error
 
 
 def load_version(folder: Path) -> Version:
@@ -78,7 +95,7 @@ def load_version(folder: Path) -> Version:
     return Version(
         name=manifest["name"],
         path=str(folder),
-        weights_hash=checkpoints.weights_hash(manifest["files"]),
+        weights_hash=checkpoints.weights_hash(compaction.entries(manifest)),
         step=manifest["step"],
         parent=manifest["parent"],
         datasets=tuple(manifest["datasets"]),
@@ -102,37 +119,11 @@ def list_versions(home: Home) -> list[Version]:
 
 def find_version(home: Home, name: str) -> Version:
     """The version of this name (`v7` is `v0007`), or `NotFoundError`."""
-    match = NAME.fullmatch(name)
-    folder = home.versions / _name(int(match[1]) if match else -1)
-    if not (folder / files.MANIFEST).is_file():
+    full = full_name(name)
+    if full is None or not (home.versions / full / files.MANIFEST).is_file():
         there = ", ".join(version.name for version in list_versions(home)[-5:]) or "none yet"
         raise NotFoundError("no such version", name, f"there are: {there}")
-    return load_version(folder)
-
-
-def resolve(home: Home, db: Database, ref: str, paths: bool = True) -> Path:
-    """The folder that `latest`, `champion`, `base`, `v0007`, `step:1200` or a path names, or `NotFoundError`.
-
-    Give `paths=False` for what comes over a network: then a path names nothing.
-    """
-    if ref == "latest":
-        newest = checkpoints.latest(home, db).checkpoint
-        if newest is None:
-            raise NotFoundError("there is no checkpoint yet", ref, "train first, or use `base`")
-        return Path(newest.path)
-    if ref == "base":
-        return _base(home)
-    if match := STEP_REF.fullmatch(ref):
-        return checkpoints.find_step(home, int(match[1]))
-    if NAME.fullmatch(ref):
-        return Path(find_version(home, ref).path)
-    if (version := alias(db, ref)) is not None:
-        return Path(find_version(home, version).path)
-    folder = Path(ref) if Path(ref).is_absolute() or Path(ref).is_dir() else home.root / ref
-    if paths and (folder / "config.json").is_file():
-        return folder.absolute()
-    fix = "promote one first" if ref == CHAMPION else "latest, champion, base, v0007, step:1200, or a model's folder"
-    raise NotFoundError("nothing goes by this name", ref, fix)
+    return load_version(home.versions / full)
 
 
 def verify(home: Home, folder: Path) -> list[Bad]:
@@ -144,7 +135,16 @@ def verify(home: Home, folder: Path) -> list[Bad]:
     for bad in files.verify(folder):
         others = _holders(home, folder, bad.path)
         found.append(Bad(bad.path, f"{bad.reason}; shared with {', '.join(others)}") if others else bad)
-    return found or _faults_of_base(folder)
+    return found or _faults_of_headers(folder) or _faults_of_base(folder)
+
+
+def _faults_of_headers(folder: Path) -> list[Bad]:
+    """Of weights that are as they were published, and were published broken."""
+    try:
+        check_headers(folder)
+    except IntegrityError as error:
+        return [Bad(Path(error.where).name, error.what)]
+    return []
 
 
 def _faults_of_base(folder: Path) -> list[Bad]:
@@ -153,17 +153,6 @@ def _faults_of_base(folder: Path) -> list[Bad]:
     except IntegrityError as error:
         return [Bad(ADAPTER_CONFIG, error.what)]
     return [Bad(f"{reference(base)}/{bad.path}", bad.reason) for bad in files.verify(base)] if base else []
-
-
-def delete(home: Home, db: Database, name: str) -> Path:
-    """Moves a version to the trash; one that an alias names is refused. Its number is not given again."""
-    version = find_version(home, name)
-    with db.read() as connection:
-        query = sa.select(tables.aliases.c.name).where(tables.aliases.c.version == version.name)
-        holder = connection.execute(query).scalar()
-    if holder is not None:
-        raise StokeholdError(f"{holder} is this version", version.name, "promote another one first")
-    return trash.discard(home, Path(version.path), "deleted")
 
 
 def alias(db: Database, name: str = CHAMPION) -> str | None:
@@ -180,50 +169,103 @@ def previous(db: Database, name: str = CHAMPION) -> str | None:
         return connection.execute(query).scalar()
 
 
+def aliases(db: Database) -> dict[str, str]:
+    """Every alias with the version that it names now."""
+    with db.read() as connection:
+        found = connection.execute(sa.select(tables.aliases.c.name, tables.aliases.c.version)).all()
+    return {row.name: row.version for row in found}
+
+
 def set_alias(home: Home, db: Database, name: str, version: str) -> str | None:
     """Points an alias at a published version; returns what it named before."""
-    target = find_version(home, version).name
-    with db.write() as connection:
+    with one_at_a_time(db) as connection:
+        target = find_version(home, version).name
         before = connection.execute(sa.select(tables.aliases.c.version).where(tables.aliases.c.name == name)).scalar()
         if before != target:
             upsert(tables.aliases, connection, name=name, version=target, previous=before, updated=files.utc_now())
     return before
 
 
-def _name(number: int) -> str:
+def pinned(db: Database) -> set[str]:
+    """Versions that a person wants kept whatever retention says."""
+    with db.read() as connection:
+        return set(connection.execute(sa.select(tables.pins.c.version)).scalars())
+
+
+def pin(home: Home, db: Database, name: str) -> str:
+    """Keeps a version from every deletion until it is unpinned; returns its name. Pinning twice changes nothing."""
+    with one_at_a_time(db) as connection:
+        version = find_version(home, name).name
+        upsert(tables.pins, connection, version=version, created=files.utc_now())
+    return version
+
+
+def unpin(home: Home, db: Database, name: str) -> str:
+    """Takes the pin off; returns the version's name. `NotFoundError` where there is none."""
+    version = find_version(home, name).name
+    with db.write() as connection:
+        gone = connection.execute(tables.pins.delete().where(tables.pins.c.version == version)).rowcount
+    if not gone:
+        raise NotFoundError("not pinned", version, "`stoke versions list` shows what is")
+    return version
+
+
+@contextmanager
+def one_at_a_time(db: Database) -> Iterator[sa.Connection]:
+    """A write transaction beside which no other of these is: what it found about versions holds until its end."""
+    with db.write() as connection:
+        connection.execute(sa.select(tables.schema_version).with_for_update())
+        yield connection
+
+
+def remember(db: Database, manifest: Mapping[str, Any]) -> None:
+    """Keeps what a version was published as; the same again overwrites it."""
+    with db.write() as connection:
+        upsert(tables.version_manifests, connection, version=manifest["name"], manifest=dict(manifest))
+
+
+def remembered(db: Database, name: str) -> dict[str, Any] | None:
+    """The manifest that the version of this name was published with, if it is known."""
+    query = sa.select(tables.version_manifests.c.manifest).where(tables.version_manifests.c.version == name)
+    with db.read() as connection:
+        found: dict[str, Any] | None = connection.execute(query).scalar()
+    return found
+
+
+def name_of(number: int) -> str:
+    """The one way to write it: `v0007`."""
     return f"v{number:0{NUMBER_DIGITS}d}"
+
+
+def full_name(name: str) -> str | None:
+    """`v7` is `v0007`; None for what is no name of a version."""
+    match = NAME.fullmatch(name)
+    return name_of(int(match[1])) if match else None
 
 
 def _next_name(home: Home, db: Database, weights_hash: str) -> str:
     """Reserves a number for ever: above every one in the database, and every folder (a database may be restored)."""
     taken = [int(match[1]) for path in home.versions.iterdir() if (match := NAME.fullmatch(path.name))]
-    with db.write() as connection:
+    with one_at_a_time(db) as connection:
         given = connection.execute(sa.select(sa.func.max(tables.versions.c.number))).scalar()
         number = max([given or 0, *taken]) + 1
         connection.execute(
             tables.versions.insert().values(number=number, weights_hash=weights_hash, created=files.utc_now())
         )
-    return _name(number)
-
-
-def _base(home: Home) -> Path:
-    named = home.config().model.base
-    folder = home.root / named
-    if not named or not folder.is_dir():
-        raise NotFoundError("this home has no base model", named or "model.base", "`stoke init DIR --model …`")
-    return folder
+    return name_of(number)
 
 
 def _holders(home: Home, folder: Path, path: str) -> list[str]:
-    wanted = {entry["blake3"] for entry in _entries(folder) if entry["path"] == path}
+    wanted = {entry["blake3"] for entry in entries(folder) if entry["path"] == path}
     shelves = (*home.checkpoints.iterdir(), *home.versions.iterdir())
     others = (other for other in shelves if other != folder)
-    return sorted(o.name for o in others if any(entry["blake3"] in wanted for entry in _entries(o)))
+    return sorted(o.name for o in others if any(entry["blake3"] in wanted for entry in entries(o)))
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """The files in a published folder, as its manifest states them; none where it has no manifest that can be read."""
     try:
-        entries: list[dict[str, Any]] = read_manifest(folder)["files"]
-        return entries
+        found: list[dict[str, Any]] = read_manifest(folder)["files"]
     except IntegrityError:
         return []
+    return found

@@ -10,6 +10,9 @@ from stokehold.core.errors import IntegrityError
 from stokehold.core.memory import Matrix, ModelShape
 
 INDEX = "model.safetensors.index.json"
+GOLDEN = "golden.safetensors"
+"""What the weights of a folder answered when they were written. It is no weight: no hash of weights covers it."""
+
 LENGTH_BYTES = 8
 LARGEST_HEADER_BYTES = 100 * 1024**2
 """Longer headers are damage: the format's own readers refuse them."""
@@ -31,7 +34,7 @@ def tensor_shapes(folder: Path) -> dict[str, Shape]:
     """
     found: dict[str, Shape] = {}
     for path in weight_files(folder):
-        found |= _header(path)
+        found |= header(path)
     return found
 
 
@@ -45,6 +48,12 @@ def weight_files(folder: Path) -> list[Path]:
     if missing:
         raise IntegrityError(f"{len(missing)} of {len(names)} shards are missing", str(folder / missing[0]), "bring it")
     return [folder / name for name in names]
+
+
+def check_headers(folder: Path) -> None:
+    """IntegrityError where a safetensors file directly in the folder is not as long as its own header says."""
+    for path in sorted(folder.glob("*.safetensors")):
+        header(path)
 
 
 def read_shape(folder: Path) -> ModelShape:
@@ -77,12 +86,16 @@ def _matrices(shapes: Mapping[str, Shape]) -> list[Matrix]:
     return found
 
 
-def _header(path: Path) -> dict[str, Shape]:
+def header(path: Path) -> dict[str, Shape]:
+    """Every tensor of one file by name; IntegrityError where it ends early or is no safetensors file."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-        if not 0 < length <= min(LARGEST_HEADER_BYTES, size - LENGTH_BYTES):
+        if size < LENGTH_BYTES or not 0 < length <= LARGEST_HEADER_BYTES:
             raise IntegrityError("not a safetensors file, or cut short", str(path), "bring the file again")
+        if length > size - LENGTH_BYTES:
+            what = f"its header is said to have {length} bytes, and the file has {size}: cut short"
+            raise IntegrityError(what, str(path), "bring the file again")
         written = stream.read(length)
     try:
         header = json.loads(written)

@@ -3,10 +3,12 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
+from stokehold.core.config import StoreConfig
 from stokehold.core.records import Evaluation, Step, SuiteState
+from stokehold.store.offsite import Standing
 from stokehold.supervisor.facts import Facts
 from stokehold.supervisor.trainer import Trainer
 from stokehold.supervisor.trends import pooled
@@ -34,7 +36,10 @@ DISK_LOW_GB = 5.0
 DISK_FULL = "disk_full"
 """State of a trainer that waits for room; it goes on by itself when there is some."""
 
-RESTART_SHOWN = timedelta(minutes=10)
+RESTART_SHOWN_S = 600.0
+BACKUP_STALE_S = 48 * 3600.0
+"""Two nights without one."""
+
 STALE_INTERVALS = 3
 STALE_FILES = 3
 """Files begun since the last evaluation: that many without one between them were not evaluated at their ends."""
@@ -60,8 +65,11 @@ def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
         above("ece", "calibration error of the held-out answers", status["fixed_eval_ece"], ECE_LIMIT),
         above("val_train_gap", "held-out loss above training loss, nats", status["val_train_gap"], GAP_LIMIT_NATS),
         throughput(facts.steps) if training else None,
-        disk_full(facts.trainer) or disk_low(status["disk"]["free_gb"]),
-        *restarts(facts.children, facts.now),
+        disk_full(facts.trainer)
+        or disk_short(facts.machine.disk_free_share, facts.config.store)
+        or disk_low(status["disk"]["free_gb"]),
+        backup_stale(facts.backup, facts.config.store.backup_to, facts.now),
+        *restarts(facts.children, facts.boot_s),
         evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
         evaluator_stale(facts.steps, facts.evaluations, facts.config.training.eval_steps) if facts.suites else None,
         above("temperature", "GPU temperature, °C", status["gpu"]["temperature_c"], limit_c, CRITICAL),
@@ -121,6 +129,17 @@ def disk_full(trainer: Trainer | None) -> Alert | None:
     return Alert("disk_full", CRITICAL, "training waits for room on the disk, and goes on when there is some")
 
 
+def disk_short(free_share: float | None, config: StoreConfig) -> Alert | None:
+    """Little of the disk is free: a warning, and where it is so little that training waits for room, more than that."""
+    if free_share is None or free_share >= max(config.warn_free_share, config.pause_free_share):
+        return None
+    told = f"{100 * free_share:.1f} % of the disk is free"
+    if free_share < config.pause_free_share:
+        return Alert("disk_pause", CRITICAL, f"{told}: training waits until there is room; `stoke gc --dry-run`")
+    text = f"{told}; below {100 * config.pause_free_share:.0f} % training waits; `stoke gc --dry-run`"
+    return Alert("disk_short", WARNING, text)
+
+
 def disk_low(free_gb: float | None) -> Alert | None:
     """There is hardly room for the next checkpoint."""
     if free_gb is None or free_gb >= DISK_LOW_GB:
@@ -128,15 +147,38 @@ def disk_low(free_gb: float | None) -> Alert | None:
     return Alert("disk_low", CRITICAL, f"{free_gb:.1f} GB free: make room, checkpoints need it")
 
 
-def restarts(children: Sequence[Mapping[str, Any]], now: str) -> list[Alert]:
-    """Roles that were restarted in the last 10 minutes, and those given up after a crash loop."""
-    since = (datetime.fromisoformat(now) - RESTART_SHOWN).timestamp()
+def backup_stale(backup: Standing | None, location: str, now: str) -> Alert | None:
+    """The last good backup is two days old, or none reached the second place that is set."""
+    if backup is None:
+        return Alert("backup_stale", WARNING, f"nothing was copied to {location} yet") if location else None
+    age = age_s(backup.taken, now)
+    if age is not None and age <= BACKUP_STALE_S:
+        return None
+    since = "none yet" if age is None else f"{age / 3600:.0f} hours old"
+    why = f"; the last try: {backup.error}" if backup.error else ""
+    return Alert("backup_stale", WARNING, f"last backup{f' in {location}' if location else ''}: {since}{why}")
+
+
+def age_s(created: str | None, now: str) -> float | None:
+    """Seconds between two times in ISO 8601, never negative; None where there is no first."""
+    if created is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(now) - datetime.fromisoformat(created)).total_seconds())
+
+
+def restarts(children: Sequence[Mapping[str, Any]], boot_s: float) -> list[Alert]:
+    """Roles that were restarted in the last 10 minutes, and those given up after a crash loop, with the reason.
+
+    `boot_s` is the present, and exits have theirs, in seconds since the machine was started.
+    """
     found = []
     for child in children:
         role = child["role"]
-        recent = [e for e in child["exits"] if datetime.fromisoformat(e["at"]).timestamp() >= since]
+        recent = [e for e in child["exits"] if 0 <= boot_s - e["boot_s"] <= RESTART_SHOWN_S]
         if child["state"] == "stopped":
-            text = f"{role} keeps failing (exit {child['exits'][-1]['exit']}) and was given up; see {child['log']}"
+            last = child["exits"][-1]
+            said = f": {last['said']}" if last["said"] else ""
+            text = f"{role} was given up: it {last['how']} again and again{said}; correct it, then `stoke up`"
             found.append(Alert("crash_loop", CRITICAL, text))
         elif recent:
             times = "once" if len(recent) == 1 else f"{len(recent)} times"

@@ -22,7 +22,7 @@ from stokehold.store import checkpoints, datasets
 from stokehold.store.home import Home
 from stokehold.supervisor.checks import Check, bad, good, look, size
 from stokehold.supervisor.devices import GROUP, card_number
-from stokehold.supervisor.processes import core_count
+from stokehold.telemetry.cores import core_count
 from stokehold.telemetry.host import cpu_temperature_c
 from stokehold.telemetry.readings import DeviceReadings, Metric
 

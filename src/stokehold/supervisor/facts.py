@@ -1,6 +1,5 @@
 """What the status payload and the alerts are made of: one consistent reading of a home, taken as it is now."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, Job, JobState, Step
-from stokehold.store import control, evaluations, job_rows, journal, suites, tables
+from stokehold.store import control, drills, evaluations, job_rows, journal, offsite, space, suites, tables
 from stokehold.store.database import Database
 from stokehold.store.datasets import load_dataset
 from stokehold.store.files import utc_now
@@ -22,6 +21,7 @@ from stokehold.store.home import Home
 from stokehold.store.journal import TrainingSample
 from stokehold.supervisor.trainer import Trainer, read_trainer
 from stokehold.supervisor.trends import EMA_STEPS, streaming_ce
+from stokehold.telemetry import clock
 
 SAMPLES_READ = 120
 EVALUATIONS_READ = 60
@@ -36,6 +36,7 @@ class Machine:
     ram_total_gb: float | None = None
     ram_percent: float | None = None
     disk_free_gb: float | None = None
+    disk_free_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Facts:
     `steps`: the last of the journal; `job_steps`: steps since the first of the present file; `job_examples`: what
     that file gives in all its epochs; `matches`: of the last in-training samples; `sampled`, `correct`: of all of
     them; `evaluations`: those of training, on the newest one's suites; `judged_loss`: the mean training loss at the
-    newest one's step, nats per token; `children`: what the supervisor says of its processes.
+    newest one's step, nats per token; `children`: what the supervisor says of its processes; `boot_s`: when this was,
+    in seconds since the machine was started.
     """
 
     config: Config
@@ -69,7 +71,10 @@ class Facts:
     suites: int = 0
     machine: Machine = Machine()
     context_tokens: int | None = None
+    drill: drills.Drill | None = None
+    backup: offsite.Standing | None = None
     children: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    boot_s: float = 0.0
 
 
 def gather(home: Home, db: Database) -> Facts:
@@ -82,7 +87,7 @@ def gather(home: Home, db: Database) -> Facts:
     steps = journal.steps(db, since=last.step - EMA_STEPS - 1) if last is not None else []
     samples = journal.latest_samples(db, SAMPLES_READ)
     series = _series(home, db)
-    sampled, correct = _sample_counts(db)
+    sampled, correct = journal.sample_counts(db)
     return Facts(
         config=config,
         now=utc_now(),
@@ -105,7 +110,10 @@ def gather(home: Home, db: Database) -> Facts:
         suites=len(suites.suite_names(home)),
         machine=_machine(home),
         context_tokens=_context_tokens(str(home.root / config.model.base)) if config.model.base else None,
+        drill=drills.latest(home),
+        backup=offsite.standing(home, config.store.backup_to),
         children=read_children(home),
+        boot_s=clock.boot_s(),
     )
 
 
@@ -170,21 +178,14 @@ def _loss_at(db: Database, step: int | None) -> float | None:
     return streaming_ce([one.loss for one in before if one.step <= step])
 
 
-def _sample_counts(db: Database) -> tuple[int, int]:
-    """(all in-training samples, those that matched)."""
-    matched = tables.samples.c.matched
-    with db.read() as connection:
-        counts = connection.execute(sa.select(matched, sa.func.count()).group_by(matched)).all()
-    return sum(count for _, count in counts), sum(count for match, count in counts if match)
-
-
 def _machine(home: Home) -> Machine:
-    memory = psutil.virtual_memory()
+    memory, disk = psutil.virtual_memory(), space.room(home.root)
     return Machine(
         ram_used_gb=(memory.total - memory.available) / 1e9,
         ram_total_gb=memory.total / 1e9,
         ram_percent=memory.percent,
-        disk_free_gb=shutil.disk_usage(home.root).free / 1e9,
+        disk_free_gb=disk.free / 1e9,
+        disk_free_share=disk.share,
     )
 
 

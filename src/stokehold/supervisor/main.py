@@ -3,6 +3,7 @@
 One visible loop, in order: children, inbox, status. A duty that fails is reported and tried again at its next turn;
 the others go on. SIGTERM, SIGHUP or Ctrl-C leave in order: the trainer finishes its step, checkpoints and goes, then
 the page; a second Ctrl-C does not wait. Killed outright, we take the children along: each reads the end of its pipe.
+SIGUSR1 gives roles that were given up another chance: `stoke up` sends it where a home is up.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -24,10 +26,12 @@ from stokehold.store import events, jobs
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
+from stokehold.store.logs import STDERR, Log, reopen, thin, writes_to
 from stokehold.supervisor.facts import CHILDREN_FILE
 from stokehold.supervisor.inbox import Inbox
 from stokehold.supervisor.processes import Child, Role, holder, roles, told
 from stokehold.supervisor.status import payload, write_status
+from stokehold.telemetry import clock
 
 TICK_S = 0.5
 """Longest time between two rounds; a dead child, a signal and a change in the inbox begin one at once."""
@@ -41,6 +45,7 @@ REMIND_S = 600.0
 """An alert that comes and goes becomes an event at most this often."""
 
 TRIM_S = 3600.0
+LOGS_S = 60.0
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -54,7 +59,8 @@ class Supervisor:
         self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()  # its put may interrupt itself: safe in handlers
         self._started, self._leaving, self._hurry = utc_now(), False, False
         self._settled, self._waiting_for = False, ""
-        self._status_s = self._trim_s = 0.0
+        self._status_s = self._trim_s = self._logs_s = 0.0
+        self._log, self._clocks = Log(home.logs / "supervisor.log"), clock.look()
         self._alerts: dict[str, float] = {}
         self._faults: dict[str, str] = {}
 
@@ -67,8 +73,12 @@ class Supervisor:
             self._duty("children", self._tend)
             self._duty("inbox", lambda: self._inbox.poll(time.monotonic()))
             self._duty("status", self._tell)
+            self._duty("clock", lambda: self._notice(clock.look()))
+            self._duty("logs", self._put_logs_aside)
             self._sleep()
         stop_watching.set()
+        for child in self._children:
+            child.drop_spare()
         for child in self._children:
             self._see_off(child)
         self._duty("status", lambda: self._tell(now=True))
@@ -84,7 +94,9 @@ class Supervisor:
                 self._report("worker_exit", f"{child.role.name} {told(ended)} after {ended.lived_s:.0f} s", facts)
                 if child.given_up:
                     text = f"{child.role.name} is given up: it {told(ended)} again and again; see {child.log}"
-                    self._report("crash_loop", f"{text}; correct the cause and run `stoke up` again", facts)
+                    self._report("crash_loop", f"{text}; correct the cause, then `stoke up`", facts)
+            if child.tend_spare(time.monotonic()):
+                self._report("spare", f"the spare {child.role.name} went; the next comes later", {})
             if child.due(time.monotonic()) == 0.0 and self._is_free(child.role):
                 child.start()
 
@@ -121,11 +133,38 @@ class Supervisor:
 
     def _tell_children(self) -> None:
         children = [
-            {"role": c.role.name, "pid": c.pid, "state": c.state, "exits": c.history, "log": str(c.log)}
+            {
+                "role": c.role.name,
+                "pid": c.pid,
+                "spare": c.spare_pid,
+                "state": c.state,
+                "exits": c.history,
+                "log": str(c.log),
+            }
             for c in self._children
         ]
         content = {"pid": os.getpid(), "started": self._started, "updated": utc_now(), "children": children}
         write_atomic(self._home.status / CHILDREN_FILE, orjson.dumps(content))
+
+    def _notice(self, now: clock.Clocks) -> None:
+        """Tells of sleep and of a clock that was set, and lets schedules count the seconds they wait anew."""
+        happened, self._clocks = clock.change(self._clocks, now), now
+        if happened is not None:
+            facts = {"slept_s": f"{happened.slept_s:.0f}", "set_s": f"{happened.set_s:.0f}"}
+            self._report("clock", happened.words, facts)
+            self._client.restart_schedules(utc_now())
+
+    def _put_logs_aside(self) -> None:
+        """Once a day, or when they have grown; those of the children and, where it is a file of ours, our own."""
+        if time.monotonic() < self._logs_s:
+            return
+        self._logs_s = time.monotonic() + LOGS_S
+        now = datetime.now().astimezone()
+        for child in self._children:
+            child.put_log_aside(now)
+        if writes_to(self._log.path, STDERR) and self._log.put_aside(now):
+            reopen(self._log.path)
+        thin(self._home.logs, disk=self._home.disk)
 
     def _see_off(self, child: Child) -> None:
         """Tells a child to leave and waits for it, telling the world meanwhile; kills it when it takes too long."""
@@ -167,11 +206,17 @@ class Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
                 signal.signal(number, self._leave)
         signal.signal(signal.SIGCHLD, lambda *_: self._wake.put("child"))
+        signal.signal(signal.SIGUSR1, self._try_again)
 
     def _leave(self, number: int, _frame: object) -> None:
         self._hurry = self._leaving and number == signal.SIGINT
         self._leaving = True
         self._wake.put("leave")
+
+    def _try_again(self, _number: int, _frame: object) -> None:
+        for child in self._children:
+            child.try_again()
+        self._wake.put("again")
 
     def _watch(self) -> threading.Event:
         """A thread that wakes the loop when the inbox changes; a hint only."""

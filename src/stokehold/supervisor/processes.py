@@ -3,6 +3,9 @@
 Every child holds the read end of a pipe of its own. When we close the other end, or die in any way, it reads end of
 file: the trainer finishes its step, checkpoints and leaves; the page closes. Children have a session of their own,
 so that Ctrl-C in our terminal reaches only us, and their output goes to `logs/<role>.log`.
+
+Loading torch takes seconds, and is most of what a crash costs. So beside a trainer that is at work a spare stands by,
+with everything loaded and nothing begun; when the trainer goes, the spare is told to begin.
 """
 
 import fcntl
@@ -13,18 +16,30 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import psutil
+
 from stokehold.core.config import Config
+from stokehold.store import parent
 from stokehold.store.files import utc_now
 from stokehold.store.home import Home
+from stokehold.store.logs import Log
 from stokehold.supervisor.restarts import SIGKILL, Exit, Restarts
+from stokehold.telemetry import clock
+from stokehold.telemetry.cores import core_count
 
 TRAINER_EXECUTOR = "trainer-0"
-LOG_BYTES = 10 * 1024 * 1024
-"""A log that has grown past this is put aside when its role starts."""
+SPARE_AFTER_S = 10.0
+"""A spare is started when its role has lived so long: two that load at once only delay the one that is needed."""
 
-LOGS_KEPT = 3
+SPARE_AGAIN_S = 600.0
+"""Wait before another when a spare went by itself: the system may have wanted its memory."""
+
+SPARE_MEMORY_BYTES = 2 * 2**30
+"""Memory that must be free for a spare, which takes a fraction of it."""
+
 LAST_WORDS_BYTES = 4096
 LAST_WORDS_LINES = 12
 RESTARTS_KEPT = 20
@@ -43,6 +58,7 @@ class Role:
     """One kind of child: the module it runs, its arguments, its environment beside ours.
 
     `locks` name the locks of the home that an orphan of an earlier supervisor, or `stoke train`, may still hold.
+    `spare`: it knows `--stand-by`, and one stands by.
     """
 
     name: str
@@ -50,6 +66,7 @@ class Role:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     locks: tuple[str, ...] = ()
+    spare: bool = False
 
 
 def worker_environment(config: Config) -> dict[str, str]:
@@ -71,17 +88,70 @@ def worker_environment(config: Config) -> dict[str, str]:
     }
 
 
-def core_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def roles(home: Home) -> tuple[Role, ...]:
     """The children of a home, in the order they are stopped: the page stays up while the trainer saves its work."""
     arguments = ("--home", str(home.root))
     locks = ("trainer", f"executor-{TRAINER_EXECUTOR}")
-    trainer = Role("trainer", "stokehold.pipeline.worker", arguments, worker_environment(home.config()), locks)
+    trainer = Role(
+        "trainer", "stokehold.pipeline.worker", arguments, worker_environment(home.config()), locks, spare=True
+    )
     return (trainer, Role("web", "stokehold.web.main", arguments, {"DO_NOT_TRACK": "1"}))
+
+
+class Process:
+    """A process of a role and our end of its pipe, closed when it was told to leave."""
+
+    def __init__(self, role: Role, log: Path, stand_by: bool = False) -> None:
+        """Starts it. Raises OSError when the machine refuses (no memory, no file handles)."""
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", role.module, *role.arguments, "--parent-fd", str(reading)]
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [*command, "--stand-by"] if stand_by else command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(reading,),
+                    env={**os.environ, **role.environment},
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        self._pipe = writing
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def told_to_leave(self) -> bool:
+        return self._pipe < 0
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it lives."""
+        return self._process.poll()
+
+    def tell(self, order: bytes) -> bool:
+        """Whether the order was passed on: it cannot be when nobody reads any more."""
+        try:
+            return self._pipe >= 0 and os.write(self._pipe, order) == len(order)
+        except BrokenPipeError:  # it is going; `poll` tells the rest
+            return False
+
+    def let_go(self) -> None:
+        """Closes our end of the pipe: the process finishes what it is at and leaves."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def kill(self) -> None:
+        """SIGKILL, and waits."""
+        self._process.kill()
+        self._process.wait()
 
 
 class Child:
@@ -92,15 +162,21 @@ class Child:
         self.restarts = Restarts()
         self.history: list[dict[str, object]] = []
         self.given_up = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe = -1
+        self._process: Process | None = None
+        self._spare: Process | None = None
+        self._spare_due_s = 0.0
         self._started_s = self._ended_s = 0.0
-        self._log_start = self._memory_kills = 0
+        self._log, self._log_start, self._memory_kills = Log(self.log), 0, 0
 
     @property
     def pid(self) -> int | None:
         """The living process, or None."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def spare_pid(self) -> int | None:
+        """The process that stands by, or None."""
+        return None if self._spare is None else self._spare.pid
 
     @property
     def state(self) -> str:
@@ -116,59 +192,84 @@ class Child:
         return max(0.0, self._ended_s + self.restarts.delay_s - now_s) if self.restarts.exits else 0.0
 
     def start(self) -> None:
-        """Starts the process. Raises OSError when the machine refuses (no memory, no file handles)."""
-        rotate(self.log)
-        reading, writing = os.pipe()
-        command = [sys.executable, "-m", self.role.module, *self.role.arguments, "--parent-fd", str(reading)]
-        try:
-            with self.log.open("ab") as log:
-                self._log_start = log.tell()
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(reading,),
-                    env={**os.environ, **self.role.environment},
-                    start_new_session=True,
-                )
-        except BaseException:
-            os.close(writing)
-            raise
-        finally:
-            os.close(reading)
-        self._pipe, self._started_s, self._memory_kills = writing, time.monotonic(), memory_kills()
+        """Starts the process, or lets the spare begin. Raises OSError when the machine refuses."""
+        self.put_log_aside(datetime.now().astimezone())
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.tell(parent.GO):
+            spare.kill()
+            spare.let_go()
+            spare = None
+        self._process = spare or Process(self.role, self.log)
+        self._started_s, self._memory_kills = time.monotonic(), memory_kills()
+
+    def tend_spare(self, now_s: float) -> bool:
+        """Starts a spare where one is due, sees to one that went; whether it went by itself."""
+        if self._spare is not None:
+            if self._spare.poll() is None:
+                return False
+            self.drop_spare()
+            self._spare_due_s = now_s + SPARE_AGAIN_S
+            return True
+        due_s = max(self._spare_due_s, self._started_s + SPARE_AFTER_S)
+        wanted = self.role.spare and self._process is not None and not self._process.told_to_leave
+        if wanted and now_s >= due_s and psutil.virtual_memory().available >= SPARE_MEMORY_BYTES:
+            self._spare = Process(self.role, self.log, stand_by=True)
+        return False
+
+    def drop_spare(self) -> None:
+        """Ends the process that stands by; it has begun nothing."""
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare.let_go()
+            self._spare = None
+
+    def put_log_aside(self, now: datetime) -> bool:
+        """Puts the log aside where that is due, and lets its writers go on in a new one; whether it did."""
+        if not self._log.put_aside(now):
+            return False
+        self._log_start = 0
+        for process in (self._process, self._spare):
+            if process is not None:
+                process.tell(parent.LOG)
+        return True
 
     def reap(self) -> Exit | None:
         """What the process ended with, once; None while it lives or when there is none.
 
         An end that we asked for is no reason for a restart, and is not remembered.
         """
-        if self._process is None or (code := self._process.poll()) is None:
+        process = self._process
+        if process is None or (code := process.poll()) is None:
             return None
         now = time.monotonic()
         for_memory = code == SIGKILL and memory_kills() > self._memory_kills
         ended = Exit(code, now, now - self._started_s, for_memory)
         self._process, self._ended_s = None, now
-        if self._pipe < 0:  # it left because it was told to
+        if process.told_to_leave:
             return ended
-        self.let_go()
+        process.let_go()
         self.restarts = self.restarts.after(ended)
         self.given_up = self.restarts.looping
-        self.history = [*self.history, {"at": utc_now(), "exit": code}][-RESTARTS_KEPT:]
+        said = next(iter(self.last_words().splitlines()[-1:]), "")
+        entry = {"at": utc_now(), "boot_s": clock.boot_s(), "exit": code, "how": told(ended), "said": said}
+        self.history = [*self.history, entry][-RESTARTS_KEPT:]
         return ended
 
+    def try_again(self) -> None:
+        """Forgets the exits of a role that was given up: somebody has seen to the cause."""
+        if self.given_up:
+            self.given_up, self.restarts = False, Restarts()
+
     def let_go(self) -> None:
-        """Closes our end of the pipe: the process finishes what it is at and leaves."""
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+        """Tells the process to finish what it is at and leave."""
+        if self._process is not None:
+            self._process.let_go()
 
     def kill(self) -> None:
         """SIGKILL, and waits: everything it holds survives that."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
 
     def last_words(self) -> str:
         """The last lines the process wrote, at most `LAST_WORDS_BYTES`."""
@@ -185,23 +286,14 @@ def told(ended: Exit) -> str:
 
 
 def tail(log: Path, start: int = 0) -> str:
-    """The last `LAST_WORDS_LINES` lines of a log, not reaching back beyond the byte `start`."""
+    """The last `LAST_WORDS_LINES` lines of a log, not reaching back beyond the byte `start`; empty without a log."""
+    if not log.exists():
+        return ""
     with log.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(min(start, size), size - LAST_WORDS_BYTES))
         lines = stream.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-LAST_WORDS_LINES:])
-
-
-def rotate(log: Path, limit_bytes: int = LOG_BYTES) -> None:
-    """Puts a grown log aside as `.1`, the older ones further, at most `LOGS_KEPT` of them."""
-    if not log.exists() or log.stat().st_size < limit_bytes:
-        return
-    for number in range(LOGS_KEPT - 1, 0, -1):
-        older = log.with_name(f"{log.name}.{number}")
-        if older.exists():
-            older.rename(log.with_name(f"{log.name}.{number + 1}"))
-    log.rename(log.with_name(f"{log.name}.1"))
 
 
 def memory_kills() -> int:

@@ -12,11 +12,12 @@ from typing import Any
 import orjson
 
 from stokehold.core.records import Evaluation, JobState
+from stokehold.store import drills
 from stokehold.store.database import Database
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
 from stokehold.supervisor import trends
-from stokehold.supervisor.alerts import DISK_FULL, active
+from stokehold.supervisor.alerts import DISK_FULL, active, age_s
 from stokehold.supervisor.facts import Facts, gather
 from stokehold.supervisor.patterns import Readings, loss_trends, readings_of
 from stokehold.supervisor.trends import Forecast
@@ -72,6 +73,8 @@ def from_facts(facts: Facts) -> dict[str, Any]:
         "train_loss_history": losses[-LOSSES_SHOWN:],
         "accuracy_history": trends.running_percent(facts.matches, 20)[-ACCURACIES_SHOWN:],
         **_machine(facts),
+        "drill": _drill(facts),
+        "backup": _backup(facts),
     }
     told = facts.trainer.facts if facts.trainer is not None and facts.trainer.alive else {}
     found |= {key: told[key] for key in FROM_TRAINER if told.get(key) is not None}
@@ -172,6 +175,24 @@ def _forecast(facts: Facts) -> Forecast | None:
         return None
     steps = [step for step in facts.steps if step.job == job.id]
     return trends.forecast(steps, (1 - job.progress) * facts.job_examples)
+
+
+def _drill(facts: Facts) -> dict[str, Any] | None:
+    """The last restore drill: of which version, whether it answered as it did, and how long ago that was."""
+    last = facts.drill
+    if last is None:
+        return None
+    told = {"version": last.version, "ok": last.ok, "age_s": drills.age_s(last, facts.now)}
+    return {**told, "worst": last.worst, "reason": last.reason}
+
+
+def _backup(facts: Facts) -> dict[str, Any] | None:
+    """The last backup: how long ago it was taken, or copied where a second place is set, and how the last try ended."""
+    last = facts.backup
+    if last is None:
+        return None
+    told = {"snapshot": last.snapshot, "ok": last.ok, "age_s": age_s(last.taken, facts.now)}
+    return {**told, "location": last.location, "error": last.error}
 
 
 def _machine(facts: Facts) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 The tiny model that the demo and the tests learn on is made here, from config, with random weights.
 """
 
+import fnmatch
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.utils import logging as transformers_logging
 
 from stokehold.core.config import Config
-from stokehold.core.errors import InputError, IntegrityError
+from stokehold.core.errors import ConfigError, InputError, IntegrityError
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.store.adapters import base_of
 from stokehold.store.checkpoints import verify_checkpoint
@@ -73,13 +74,31 @@ def open_model(folder: Path, config: Config, step: int = 0) -> "tuple[PreTrained
     if config.model.method == "full":
         model = load_model(folder, config.model.dtype, config.devices.trainer)
         support.admit(model, config.data.max_length)
+        _freeze(model, config.model.freeze)
     else:
+        if config.model.freeze:
+            fix = "leave it empty: every weight under the adapters is frozen"
+            raise ConfigError(f"the method {config.model.method} freezes by itself", "model.freeze", fix)
         adapters = _open_adapters(folder, config, step)
         model = adapters.model
     if config.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     return model, adapters
+
+
+def _freeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
+    """Takes the weights that the patterns name out of training; ConfigError where one names none, or all are named."""
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        named = fnmatch.filter(parameters, pattern)
+        if not named:
+            fix = f"weights have names such as {next(iter(parameters))}; a tied head goes by the embedding's"
+            raise ConfigError("no weight has such a name", f"model.freeze: {pattern!r}", fix)
+        for name in named:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError("nothing is left to train", f"model.freeze = {list(patterns)}", "name fewer weights")
 
 
 def _open_adapters(folder: Path, config: Config, step: int) -> "Adapters":

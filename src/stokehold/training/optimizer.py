@@ -194,6 +194,8 @@ def _muon(
     apart = {id(masters.get(p, p)) for module in ends for p in module.parameters()}
     hidden = [p for p in parameters if p.ndim == 2 and id(p) not in apart]
     others = [p for p in parameters if p.ndim != 2 or id(p) in apart]
-    muon = torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-    parts = [Part(muon, config.muon_learning_rate / config.learning_rate)]
+    parts = []
+    if hidden:
+        muon = torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+        parts.append(Part(muon, config.muon_learning_rate / config.learning_rate))
     return [*parts, Part(_adamw(torch.optim.AdamW, others, config, fused=True))] if others else parts

@@ -7,10 +7,8 @@ adapters it holds these alone, and names the base they stand on.
 
 import base64
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +25,15 @@ from stokehold.data.batches import Cursor
 from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
 from stokehold.store.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stokehold.store.disk import DISK, Disk
 from stokehold.store.failpoints import reach
+from stokehold.store.weights import GOLDEN
+from stokehold.training.arithmetic import arithmetic
 from stokehold.training.cuda import check_device, random_states, set_random_states, wants_determinism
+from stokehold.training.golden import golden
 from stokehold.training.model import open_model
 from stokehold.training.optimizer import Optimizer, build_optimizer
+from stokehold.training.shards import write_weights
 
 if TYPE_CHECKING:
     from stokehold.training.adapters import Adapters
@@ -48,10 +51,8 @@ TOKENIZER_FILES = (
 FORMAT = 1
 STATE = "trainer.json"
 MOMENTS = "optimizer.safetensors"
-WITHOUT_RECORD = {"training.optimizer": "adamw"}
+WITHOUT_RECORD = {"training.optimizer": "adamw", "model.freeze": []}
 """Locked keys that older checkpoints do not record, and what they were."""
-
-CPU_FACTS = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ class Snapshot:
     """Of the adapters, after the last step; empty where every weight is trained."""
     files: Mapping[str, bytes]
     facts: Mapping[str, Any]
+    frozen: frozenset[str]
+    """Names of `weights` that training never changes."""
+    shard_bytes: int
+    """Weights of more bytes than this are written in shards."""
 
 
 def take_snapshot(lineage: Lineage) -> Snapshot:
@@ -175,27 +180,42 @@ def take_snapshot(lineage: Lineage) -> Snapshot:
         "locked": _locked(lineage.config),
         "parts": [lineage.parts, lineage.parts_since],
         "runs": {run: progress.to_json() for run, progress in lineage.runs.items()},
-        **_arithmetic(lineage),
+        **arithmetic(lineage.device),
     }
     weights = lineage.adapters.tensors() if lineage.adapters else lineage.model.state_dict()
     files = {**lineage.tokenizer_files, **(lineage.adapters.files if lineage.adapters else {})}
-    gradients = lineage.adapters.gradients() if lineage.adapters else {}
-    moments = lineage.optimizer.state()
-    return Snapshot(lineage.model, _copied(weights), _copied(moments), _copied(gradients), files, facts)
+    files[GOLDEN] = golden(lineage.model).to_bytes()
+    return Snapshot(
+        model=lineage.model,
+        weights=_copied(weights),
+        optimizer=_copied(lineage.optimizer.state()),
+        gradients=_copied(lineage.adapters.gradients() if lineage.adapters else {}),
+        files=files,
+        facts=facts,
+        frozen=_frozen(lineage),
+        shard_bytes=lineage.config.store.shard_bytes,
+    )
 
 
-def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
-    """Writes everything but the manifest into the empty `folder`. Any thread may."""
+def write_snapshot(snapshot: Snapshot, folder: Path, before: Path | None = None, disk: Disk = DISK) -> dict[str, str]:
+    """Writes everything but the manifest into the empty `folder`. Any thread may.
+
+    Shards of frozen weights are those of the checkpoint `before`, where it has them; returns these files' BLAKE3.
+    """
+    linked: dict[str, str] = {}
     if ADAPTER_CONFIG in snapshot.files:
         save_file(dict(snapshot.weights), folder / ADAPTER_WEIGHTS, {"format": "pt"})
     else:
-        snapshot.model.save_pretrained(folder, state_dict=dict(snapshot.weights))
+        linked = write_weights(
+            snapshot.model, snapshot.weights, folder, snapshot.shard_bytes, snapshot.frozen, before, disk
+        )
     reach("checkpoint.weights")
     for name, content in snapshot.files.items():
         (folder / name).write_bytes(content)
     save_file(dict(snapshot.optimizer), folder / MOMENTS)
     reach("checkpoint.optimizer")
     (folder / STATE).write_text(json.dumps(snapshot.facts, indent=1))
+    return linked
 
 
 class StoredWeights(Mapping[str, torch.Tensor]):
@@ -218,7 +238,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
 
 def stored_weights(folder: Path) -> StoredWeights | None:
     """The weights that `write_snapshot` wrote into `folder`; None where there is no such checkpoint."""
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name != MOMENTS)
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (MOMENTS, GOLDEN))
     return StoredWeights(files) if files else None
 
 
@@ -233,6 +253,14 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return copies
 
 
+def _frozen(lineage: Lineage) -> frozenset[str]:
+    """Names in the model's state of the weights that have no gradient; none where adapters are all that is kept."""
+    if lineage.adapters:
+        return frozenset()
+    kept = lineage.model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in kept if not parameter.requires_grad)
+
+
 def _locked(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     adapters = LOCKED_ADAPTER_KEYS if config.model.method != "full" else ()
@@ -244,35 +272,11 @@ def _setting(tree: Mapping[str, Any], key: str) -> Any:
     return tree[section][name]
 
 
-def _arithmetic(lineage: Lineage) -> dict[str, Any]:
-    """What the order of floating-point sums depends on, beside the weights and the rows."""
-    device = lineage.device
-    return {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": device.type,
-        "cpu": _processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "mkl": torch.backends.mkl.is_available(),
-        "mkldnn": torch.backends.mkldnn.is_available(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
-
-
-@cache
-def _processor() -> str:
-    """The processor's model name, as the kernel tells it."""
-    lines = CPU_FACTS.read_text(errors="replace").splitlines() if CPU_FACTS.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
 def _restore(lineage: Lineage, folder: Path) -> None:
     facts = json.loads((folder / STATE).read_text())
     if facts["format"] != FORMAT:
         raise IntegrityError(f"checkpoint format {facts['format']}", str(folder), f"this build reads format {FORMAT}")
-    now = _arithmetic(lineage)
+    now = arithmetic(lineage.device)
     different = (key for key in now if key in facts and facts[key] != now[key])
     lineage.differences = tuple(f"{key} {facts[key]} -> {now[key]}" for key in different)
     lineage.step, lineage.branch, lineage.parent = facts["step"], facts["branch"], folder.name

@@ -86,7 +86,13 @@ class CheckpointWriter:
         facts = {key: snapshot.facts[key] for key in ("parent", "branch", "base")}
         facts["datasets"] = sorted({run["dataset"] for run in snapshot.facts["runs"].values()})
         step = snapshot.facts["step"]
-        checkpoint = publish_checkpoint(self._home, step, lambda folder: write_snapshot(snapshot, folder), facts)
+        before = self._home.checkpoints / facts["parent"] if facts["parent"] else None
+        linked: dict[str, str] = {}
+
+        def write(folder: Path) -> None:
+            linked.update(write_snapshot(snapshot, folder, before, self._home.disk))
+
+        checkpoint = publish_checkpoint(self._home, step, write, facts, linked)
         reach("checkpoint.published")
         self._published(snapshot, checkpoint)
         return checkpoint

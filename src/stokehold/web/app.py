@@ -14,6 +14,7 @@ from stokehold.core.identity import short_id
 from stokehold.store.control import Command
 from stokehold.store.database import Database
 from stokehold.store.home import Home
+from stokehold.web import blobs
 from stokehold.web.assets import PAGE, Asset, find
 from stokehold.web.guard import Guard
 from stokehold.web.metrics import StatusCollector, expose
@@ -40,6 +41,7 @@ def routes(readings: Readings) -> FastAPI:
     _add_page(app)
     _add_api(app, readings)
     _add_watching(app, readings)
+    blobs.add_to(app, readings.home, readings.db)
     return app
 
 

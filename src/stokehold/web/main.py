@@ -20,6 +20,7 @@ from stokehold.store import events
 from stokehold.store.database import Database, connect
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
+from stokehold.store.parent import listen
 from stokehold.web.app import create_app
 from stokehold.web.assets import PLOTLY, find
 
@@ -44,7 +45,7 @@ def serve(home: Home, port: int | None, parent_fd: int | None) -> None:
     )
     server = uvicorn.Server(settings)
     if parent_fd is not None:
-        _leave_with(parent_fd, server)
+        listen(parent_fd, home.logs / "web.log", lambda: _end(server))
     threading.Thread(target=find, args=(PLOTLY,), daemon=True).start()  # 5 MB, before the first visitor asks
     url = f"http://{_shown(web.host)}:{listening.getsockname()[1]}"
     write_atomic(home.status / URL_FILE, orjson.dumps({"url": url, "pid": os.getpid(), "started": utc_now()}))
@@ -85,15 +86,8 @@ def _bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _leave_with(parent_fd: int, server: uvicorn.Server) -> None:
-    """Ends the server when the other end of this pipe closes, however that process ended."""
-
-    def wait() -> None:
-        while os.read(parent_fd, 1):
-            pass
-        server.should_exit = True
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+def _end(server: uvicorn.Server) -> None:
+    server.should_exit = True
 
 
 def _shown(host: str) -> str:

@@ -1,0 +1,138 @@
+"""A node: a home that follows the champion of another one and, if asked, serves it.
+
+The server is asked every few seconds whether its champion is still the one that is here; another one is pulled beside
+the one that serves, and switched to when it is whole. Once it has begun, nothing ends the node but a signal.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NoReturn
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from stokehold.core.config import parse_config
+from stokehold.core.errors import StokeholdError
+from stokehold.store import checkpoints, sync, versions
+from stokehold.store.home import CONFIG_NAME, Home
+from stokehold.store.offers import Offer, parse
+from stokehold.store.remote import Remote, Tell
+from stokehold.supervisor.processes import Child, Role, told, worker_environment
+
+ASK_S = 5.0
+"""Seconds between two questions whether the champion is still the same."""
+
+LONGEST_WAIT_S = 60.0
+"""Longest pause between two tries while the server does not answer, or what it has cannot be taken."""
+
+TICK_S = 0.2
+LEAVE_S = 10.0
+SERVER = "server"
+
+Transfer = Callable[[str], AbstractContextManager[sync.Report]]
+"""Shows, under a title, how far what is reported inside the block is."""
+
+
+def open_home(root: Path, remote: Remote, server: sync.Server) -> Home:
+    """The node's home at `root`, made where there is none, with the server written down in it.
+
+    Raises StokeholdError for a home that trains by itself and for a folder with other things in it; what a server that
+    is new to it refuses (token, no champion yet) is raised before anything is written.
+    """
+    if (root / CONFIG_NAME).is_file():
+        home = Home.open(root)
+        known = sync.remembered(home)
+        if known is None and (versions.list_versions(home) or checkpoints.list_checkpoints(home)):
+            fix = "name a new folder with --home"
+            raise StokeholdError("this home has models of its own, and is no node", str(home.root), fix)
+        if known != server:
+            _offer(remote)
+    elif root.is_dir() and any(root.iterdir()):
+        raise StokeholdError(
+            "this folder is not empty, and no home", str(root.absolute()), "name a new one: --home DIR"
+        )
+    else:
+        home = _make(root, _offer(remote))
+    sync.remember(home, server)
+    return home
+
+
+def _offer(remote: Remote) -> Offer:
+    document = remote.retrying(lambda: sync.ask(remote, versions.CHAMPION))
+    return parse(document.body if document else b"", remote.url)
+
+
+def _make(root: Path, offer: Offer) -> Home:
+    """A home in which the offered weights answer as they do at the server."""
+    tree = offer.settings.model_dump(mode="json")
+    if offer.base is not None:
+        tree["model"]["base"] = f"base/{offer.base.name}"
+    return Home.create(root, parse_config(tree))
+
+
+class Follower:
+    """Follows the champion of `remote` in `home`. `look` is called again and again; it waits where waiting is due."""
+
+    def __init__(self, home: Home, remote: Remote, transfer: Transfer, tell: Tell, ask_s: float = ASK_S) -> None:
+        self._home, self._remote, self._transfer, self._tell, self._ask_s = home, remote, transfer, tell, ask_s
+        self._etag, self._fault = "", ""
+        self._wait_s = self._next_s = 0.0
+
+    def look(self) -> None:
+        """Asks when it is time to; a new champion is taken over. What fails is told once and tried again."""
+        if time.monotonic() < self._next_s:
+            return
+        try:
+            self._take()
+            self._wait_s, self._fault = self._ask_s, ""
+        except (StokeholdError, OSError, SQLAlchemyError) as error:
+            self._wait_s = min(max(2 * self._wait_s, self._ask_s), LONGEST_WAIT_S)
+            if str(error) != self._fault:
+                self._tell(f"{error} · tried again")
+            self._fault = str(error)
+        self._next_s = time.monotonic() + self._wait_s
+
+    def _take(self) -> None:
+        document = sync.ask(self._remote, versions.CHAMPION, self._etag)
+        if document is None:
+            return
+        offer = parse(document.body, self._remote.url)
+        with self._transfer(f"pulling {offer.version.name}") as report:
+            version = sync.receive(self._home, self._remote, offer, versions.CHAMPION, report)
+        self._etag = document.etag
+        self._tell(f"champion: {version.name} ({version.weights_hash[:12]})")
+
+
+def follow(home: Home, follower: Follower, serve: bool, tell: Tell) -> NoReturn:
+    """Follows until an exception; with `serve` the inference server runs beside it, and is started again."""
+    arguments, environment = ("--home", str(home.root)), worker_environment(home.config())
+    child = Child(Role(SERVER, "stokehold.inference.server", arguments, environment), home.logs) if serve else None
+    try:
+        while True:
+            follower.look()
+            if child is not None:
+                _tend(child, tell)
+            time.sleep(TICK_S)
+    finally:
+        if child is not None:
+            _see_off(child)
+
+
+def _tend(child: Child, tell: Tell) -> None:
+    if (ended := child.reap()) is not None:
+        words = child.last_words().strip().rpartition("\n")[2]
+        tell(f"the inference server {told(ended)}: {words or 'it said nothing'} · see {child.log}")
+        if child.given_up:
+            tell("the inference server is given up: correct the cause, then `stoke serve` in this home")
+    if child.due(time.monotonic()) == 0.0:
+        child.start()
+
+
+def _see_off(child: Child) -> None:
+    child.let_go()
+    end_s = time.monotonic() + LEAVE_S
+    while child.pid is not None and child.reap() is None:
+        if time.monotonic() > end_s:
+            child.kill()
+        time.sleep(TICK_S)

@@ -1,0 +1,121 @@
+"""What is done every night: in processes of their own, one failure harming no other, on the schedule of DBOS."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from stokehold.core.config import Config
+from stokehold.core.records import JobState
+from stokehold.pipeline import upkeep
+from stokehold.store import backups, events, job_rows, offsite, tables
+from stokehold.store.home import Home
+from stokehold.store.jobs import JobsClient
+
+PATIENCE_S = 120
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home", Config())
+
+
+@pytest.fixture
+def client(home: Home) -> Iterator[JobsClient]:
+    with JobsClient(home) as client:
+        yield client
+
+
+def age(client: JobsClient) -> None:
+    """The first job was long ago."""
+    job_rows.register(client.db, "train-a", "train", {"file": "a", "dataset": "d", "run": "a"}, "c" * 64, 1)
+    with client.db.write() as connection:
+        connection.execute(tables.jobs.update().values(created="2020-01-01T00:00:00.000Z", state="completed"))
+
+
+def test_a_night_takes_a_snapshot_and_one_failing_duty_leaves_the_others(home: Home, client: JobsClient) -> None:
+    text = home.config_path.read_text().replace('backup_to = ""', f'backup_to = "{home.root}"')
+    home.write_config(text)
+    state = upkeep.run(home, client.db, {"job": "sched-nightly-1"})
+    assert state is JobState.FAILED
+    failed = events.events(client.db, kind="upkeep_failed")
+    assert [event.data["duty"] for event in failed] == ["backup"]
+    assert "a home is no place for a backup" in failed[0].text
+    done = events.events(client.db, kind="upkeep")
+    assert [event.data["duty"] for event in done] == ["drill", "retention"]
+    assert "backup" in (job_rows.get_job(client.db, "sched-nightly-1").error or "")
+    assert len(backups.list_snapshots(home)) == 1, "the snapshot itself was taken"
+    result = offsite.last_result(home)
+    assert result is not None
+    assert not result.ok
+
+
+def test_the_schedule_is_at_three_in_the_zone_of_the_machine_and_asks_for_no_lost_night(
+    home: Home, client: JobsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    upkeep.start(home, client)
+    (found,) = client._dbos.list_schedules()
+    assert (found["schedule"], found["cron_timezone"], found["queue_name"]) == ("0 3 * * *", "Europe/Berlin", "upkeep")
+    assert not found["automatic_backfill"]
+    assert client.list_jobs() == [], "a home of today has nothing to make up for"
+    monkeypatch.setenv("TZ", "nowhere")
+    ZoneInfo(upkeep.time_zone())
+
+
+def test_a_home_without_a_snapshot_of_today_has_one_once(home: Home, client: JobsClient) -> None:
+    age(client)
+    assert upkeep.is_overdue(home, client.db)
+    for _ in range(3):
+        upkeep.start(home, client)
+    waiting = [job.id for job in client.list_jobs([JobState.QUEUED])]
+    assert waiting == [f"snapshot-{datetime.now(UTC):%Y%m%d}"]
+    backups.snapshot(home, client.db, "by hand")
+    assert not upkeep.is_overdue(home, client.db)
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from stokehold.pipeline import upkeep
+from stokehold.store import jobs
+from stokehold.store.home import Home
+home = Home.open(Path(sys.argv[1]))
+client = jobs.client(home)
+upkeep.start(home, client)
+jobs.launch(home, "trainer-0", ["upkeep"])
+time.sleep(600)
+"""
+
+
+def test_a_worker_does_it_and_the_row_of_a_triggered_run_says_so(home: Home, client: JobsClient) -> None:
+    age(client)
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(home.root)])
+    try:
+        job = f"snapshot-{datetime.now(UTC):%Y%m%d}"
+        end_s = time.monotonic() + PATIENCE_S
+        while not any(found.id == job and found.state is JobState.COMPLETED for found in client.list_jobs()):
+            assert time.monotonic() < end_s, events.events(client.db)
+            time.sleep(0.2)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert [found.reason for found in backups.list_snapshots(home)] == ["of the night"]
+    assert {event.data["duty"] for event in events.events(client.db, kind="upkeep")} == set(upkeep.DUTIES)
+
+
+def test_a_duty_ends_with_the_worker_that_asked_for_it(home: Home) -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    command = [sys.executable, "-m", "stokehold.pipeline.upkeep", "--home", str(home.root), "--parent-fd", str(reading)]
+    with home.lock("blobs", "the test: the duty waits for this"):
+        done = subprocess.run([*command, "backup"], pass_fds=[reading], timeout=PATIENCE_S, check=False)
+    os.close(reading)
+    assert done.returncode == 1
+    assert backups.list_snapshots(home) == []
