@@ -17,6 +17,7 @@ from stokehold.store import checkpoints, evaluations, events, job_rows, journal,
 from stokehold.store.database import Database, connect
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
+from tiny_world import safetensors
 
 ITEMS = 40
 
@@ -40,7 +41,7 @@ class World:
         row: dict[str, Any] = {"loss": 1.0, "components": {}, "learning_rate": 0.1, "grad_norm": 1.0, "tokens": 1}
         row |= {"loss_tokens": 1, "examples": 1, "seconds": 0.1, "joules": None, "fingerprint": "f", "dataset": "d"}
         journal.append(self.db, Step(step=step, branch=branch, job=job, created=utc_now(), **row))
-        text = f"weights of step {step} {content}".encode()
+        text = safetensors(f"weights of step {step} {content}".encode())
         files = {"model.safetensors": text, "config.json": b"{}", "tokenizer.json": b"{}"}
 
         def write(folder: Path) -> None:

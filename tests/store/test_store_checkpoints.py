@@ -171,8 +171,9 @@ def test_find_step_names_the_nearest(home: Home) -> None:
 
 def test_other_folders_are_not_checkpoints(home: Home, tmp_path: Path) -> None:
     publish(home, 100)
-    manifest = read_manifest(checkpoint_folder(home, 100))
-    (checkpoint_folder(home, 100) / MANIFEST).write_bytes(orjson.dumps(manifest | {"kind": "version", "seal": None}))
+    manifest = read_manifest(checkpoint_folder(home, 100)) | {"kind": "version"}
+    del manifest["seal"]
+    (checkpoint_folder(home, 100) / MANIFEST).write_bytes(orjson.dumps(manifest))
     with pytest.raises(IntegrityError, match="not a checkpoint"):
         load_checkpoint(checkpoint_folder(home, 100))
 

@@ -165,11 +165,14 @@ def test_an_unmounted_disk_is_not_taken_for_a_new_place(home: Home, db: Database
     place = tmp_path / "mount" / "away"
     offsite.run(home, db, "x", str(place))
     place.rename(tmp_path / "unplugged")
-    with pytest.raises(StokeholdError, match="mount"):
-        offsite.run(home, db, "x", str(place))
-    result = offsite.last_result(home)
+    for _ in range(2):
+        with pytest.raises(StokeholdError, match="mount"):
+            offsite.run(home, db, "x", str(place))
+    result, standing = offsite.last_result(home), offsite.standing(home, str(place))
     assert result is not None
-    assert (result.ok, result.succeeded is not None) == (False, True)
+    assert standing is not None
+    assert (result.ok, standing.ok, standing.taken) == (False, False, result.succeeded[str(place)])
+    assert offsite.standing(home, "elsewhere").taken is None  # type: ignore[union-attr]
     _, copied = offsite.run(home, db, "x", str(place), anew=True)
     assert copied is not None
     assert copied.skipped_objects == 0

@@ -147,3 +147,14 @@ def test_a_full_disk_pauses_and_says_so() -> None:
     assert [(alert["kind"], alert["severity"]) for alert in found["active_alerts"]] == [("disk_full", "critical")]
     gone = replace(waiting, trainer=replace(at_work("disk_full"), alive=False))
     assert kinds(gone) == {"disk_low"}
+
+
+def test_little_room_warns_and_very_little_makes_training_wait() -> None:
+    config = Config().store
+    found = [alerts.disk_short(share, config) for share in (None, 0.15, 0.149, 0.049)]
+    assert [alert and (alert.kind, alert.severity) for alert in found] == [
+        None,
+        None,
+        ("disk_short", alerts.WARNING),
+        ("disk_pause", alerts.CRITICAL),
+    ]

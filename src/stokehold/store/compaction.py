@@ -157,9 +157,10 @@ def dependants(home: Home) -> dict[str, list[str]]:
     """Versions, those in the trash included, that are packed against another, by the other's name."""
     found: dict[str, list[str]] = {}
     for folder in _versions(home):
-        packed = manifest_of(folder).get(PACKED)
+        manifest = manifest_of(folder)
+        packed = manifest.get(PACKED)
         if packed and packed["against"]:
-            found.setdefault(Path(packed["against"]).name, []).append(folder.name)
+            found.setdefault(Path(packed["against"]).name, []).append(manifest["name"])
     return found
 
 

@@ -5,7 +5,7 @@ was killed leaves whole blobs, which the next one finds. What it costs: the data
 content once; nothing is ever removed from the place. A run lists every object there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,16 @@ from stokehold.store.backups import (
 )
 from stokehold.store.blobs import BlobStore
 from stokehold.store.database import Database
-from stokehold.store.files import MANIFEST, Bad, hash_file, parse_manifest, read_manifest, utc_now, write_atomic
+from stokehold.store.files import (
+    MANIFEST,
+    Bad,
+    hash_file,
+    parse_manifest,
+    read_manifest,
+    refusals,
+    utc_now,
+    write_atomic,
+)
 from stokehold.store.home import Home
 from stokehold.store.locations import (
     MARKER,
@@ -58,11 +67,11 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How the last backup ended: `succeeded` is when one last did, None for never; times in ISO 8601, UTC."""
+    """How the last backup ended: `succeeded` is when one last did, by its place, "" for none. ISO 8601, UTC."""
 
     ended: str
     ok: bool
-    succeeded: str | None
+    succeeded: Mapping[str, str]
     snapshot: str | None
     location: str | None
     error: str | None
@@ -205,14 +214,14 @@ def standing(home: Home, location: str) -> Standing | None:
         return None
     taken = last.created if last else None
     if location:
-        taken = result.succeeded if result and result.location == location else None
+        taken = result.succeeded.get(location) if result else None
     named = last.id if last else None
     return Standing(named, taken, result.ok if result else None, location or None, result.error if result else None)
 
 
 def _open(home: Home, to: str, anew: bool) -> Location:
     location, before = open_location(to, home.disk), last_result(home)
-    if not anew and before and before.ok and before.location == to and MARKER not in location.names():
+    if not anew and before and to in before.succeeded and MARKER not in location.names():
         fix = "mount or connect it; if it is to begin anew, say --anew"
         raise StokeholdError("the place of the last backup is empty", location.place, fix)
     return location
@@ -220,7 +229,7 @@ def _open(home: Home, to: str, anew: bool) -> Location:
 
 def _note(home: Home, taken: Snapshot | None, to: str, error: str | None) -> None:
     before, now = last_result(home), utc_now()
-    succeeded = now if error is None else before.succeeded if before else None
+    succeeded = {**(before.succeeded if before else {}), **({to: now} if error is None else {})}
     result = Result(now, error is None, succeeded, taken.id if taken else None, to or None, error)
     write_atomic(home.status / RESULT, orjson.dumps(asdict(result)), disk=home.disk)
 
@@ -256,7 +265,9 @@ def _put(home: Home, location: Location, digest: str, source: Path) -> str | Non
         if source.is_file():
             raise
         return "missing"
-    home.disk.remove(under_way)
+    if not location.settles:
+        with refusals(under_way, "the next run goes on"):
+            home.disk.remove(under_way)
     return None
 
 
@@ -268,3 +279,5 @@ def _recheck(home: Home, location: Location, there: dict[str, int]) -> None:
     name = blob_name(under_way.read_text())
     if name in there and location.digest(name) != Path(name).name:
         del there[name]
+    with refusals(under_way, "the next run goes on"):
+        home.disk.remove(under_way)

@@ -60,12 +60,12 @@ def restore(
     found = offsite.find(location, name)
     _refuse_database(found, new_url)
     _sweep(target, disk)
-    with staging(target, disk) as stage, refusals(target):
+    with refusals(target), staging(target, disk) as stage:
         restored = _fill(location, found, stage, new_url, progress, disk)
         disk.sync(stage)
         disk.rename(stage, target)
-        with refusals(target, UNCONFIRMED):
-            disk.sync(target.parent)
+    with refusals(target, UNCONFIRMED):
+        disk.sync(target.parent)
     return replace(restored, home=str(target))
 
 
