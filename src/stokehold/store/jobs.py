@@ -16,15 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from dbos import (
-    DBOS,
-    DBOSClient,
-    DBOSConfig,
-    DBOSPortableJSONSerializer,
-    EnqueueOptions,
-    Serializer,
-    WorkflowStatusString,
-)
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions, Serializer
 from dbos._serialization import DefaultSerializer
 from dbos._utils import GlobalParams
 
@@ -57,6 +49,7 @@ POLL_S = 0.25
 
 ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")
 """DBOS's states of a workflow that is not over."""
+OVER = ("SUCCESS", "ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "CANCELLED")
 
 FORGET_ROWS = 200
 """Records that one transaction drops."""
@@ -329,8 +322,7 @@ class JobsClient:
     def forget(self, before: str, dry_run: bool = False) -> int:
         """Drops DBOS's records of runs that ended before this time, ISO 8601; our row of the job stays. How many."""
         bound_ms = datetime.fromisoformat(before).timestamp() * 1000
-        over = [one.value for one in WorkflowStatusString if one.value not in ACTIVE]
-        found = self._dbos.list_workflows(status=over, end_time=before, load_input=False, load_output=False)
+        found = self._dbos.list_workflows(status=list(OVER), end_time=before, load_input=False, load_output=False)
         ids = [one.workflow_id for one in found if (one.updated_at or 0) < bound_ms]
         for at in range(0, 0 if dry_run else len(ids), FORGET_ROWS):
             self._dbos.delete_workflows(ids[at : at + FORGET_ROWS])

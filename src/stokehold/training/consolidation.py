@@ -9,8 +9,9 @@ Nothing about a merge is remembered but in checkpoints: a kill before the next o
 gives the same bits. A base that nothing names any more goes to the trash at the next merge.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -58,21 +59,23 @@ def consolidate(lineage: Lineage, home: Home, db: Database, completed: Set[str])
     for base in unused_bases(home):
         trash.discard(home, base, trash.PRUNED)
     snapshot(home, db, "before the adapters are merged")
+    facts = _facts(lineage, due)
     with random_kept(lineage.device):
         before = golden(lineage.model)
-        base = _publish(lineage, home, before, due)
+        base = _publish(lineage, home, before, facts)
         lineage.adapters = None  # the merged model goes before the same weights come from disk
         del lineage.model, lineage.optimizer
         lineage.model, lineage.adapters = open_model(base, lineage.config, lineage.step)
     try:
         check_merge(before, lineage.model)
     except MergeError:
-        trash.discard(home, base, "the merged weights did not answer as the adapters did")
+        if base in unused_bases(home):  # the same weights may have been there before
+            trash.discard(home, base, "the merged weights did not answer as the adapters did")
         raise
     reach("consolidation.opened")
     lineage.optimizer = build_optimizer(lineage.model, lineage.config.training)
     lineage.optimizer_since, lineage.merged = lineage.step, (*lineage.merged, *due)
-    _version(lineage, home, db, base)
+    _version(lineage, home, db, base, facts)
     reach("consolidation.versioned")
     return base
 
@@ -87,14 +90,19 @@ def check_merge(before: Golden, model: PreTrainedModel) -> Golden:
     return now
 
 
-def _publish(lineage: Lineage, home: Home, before: Golden, due: Sequence[str]) -> Path:
+def _facts(lineage: Lineage, due: Sequence[str]) -> dict[str, Any]:
+    """Where the merged weights come from."""
     assert lineage.adapters is not None
-    stood_on = f"base/{lineage.adapters.base.name}"
+    datasets = sorted({progress.dataset for progress in lineage.runs.values()})
+    parent = f"base/{lineage.adapters.base.name}"
+    return {"step": lineage.step, "parent": parent, "datasets": datasets, "merged": [*lineage.merged, *due]}
+
+
+def _publish(lineage: Lineage, home: Home, before: Golden, facts: Mapping[str, Any]) -> Path:
+    assert lineage.adapters is not None
     merged = lineage.adapters.merge()
     answers = check_merge(before, merged)
     reach("consolidation.merged")
-    datasets = sorted({progress.dataset for progress in lineage.runs.values()})
-    facts = {"step": lineage.step, "parent": stood_on, "datasets": datasets, "merged": [*lineage.merged, *due]}
     with staging(home.base / "merged", home.disk) as stage:
         folder = stage / f"step_{lineage.step}"
         folder.mkdir()
@@ -107,10 +115,9 @@ def _publish(lineage: Lineage, home: Home, before: Golden, due: Sequence[str]) -
     return base
 
 
-def _version(lineage: Lineage, home: Home, db: Database, base: Path) -> None:
+def _version(lineage: Lineage, home: Home, db: Database, base: Path, facts: Mapping[str, Any]) -> None:
     """A version of the merged weights, once: a merge that is repeated after a kill finds the one it made."""
-    manifest = read_manifest(base)
-    weights = weights_hash(manifest["files"])
+    weights = weights_hash(read_manifest(base)["files"])
     if any(version.weights_hash == weights for version in versions.list_versions(home)):
         return
     versions.create(
@@ -118,7 +125,7 @@ def _version(lineage: Lineage, home: Home, db: Database, base: Path) -> None:
         db,
         base,
         parent=versions.alias(db),
-        datasets=manifest["datasets"],
-        note=f"the adapters of {len(manifest['merged'])} files merged into {manifest['parent']}",
+        datasets=facts["datasets"],
+        note=f"the adapters of {len(facts['merged'])} files merged into {facts['parent']}",
         config_hash=content_hash(config_json(lineage.config)),
     )
