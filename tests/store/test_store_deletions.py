@@ -239,8 +239,9 @@ def judge_create(home: Home, told: str | None) -> str:
     assert not files.verify(home.checkpoints / "step_000000100") or told is None
     there = versions.list_versions(home)
     if not there:
-        assert list(home.versions.iterdir()) == []
-        return "old"
+        damaged = list(home.versions.iterdir())
+        assert all(map(files.verify, damaged))
+        return "named" if damaged else "old"
     return "named" if versions.verify(home, Path(there[0].path)) else "new"
 
 

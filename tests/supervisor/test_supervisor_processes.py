@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +262,14 @@ def test_a_second_ctrl_c_does_not_wait(up: Callable[[str, str], Up]) -> None:
     house.process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         house.process.wait(1.0)
-    house.process.send_signal(signal.SIGINT)
-    assert house.process.wait(PATIENCE_S) == 0
+
+    def pressed_again() -> bool:  # two that come before the first was heard are one
+        house.process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            house.process.wait(5.0)
+        return house.process.returncode == 0
+
+    until(pressed_again)
 
 
 def test_the_module_refuses_a_second_supervisor_and_no_home(home: Home, tmp_path: Path) -> None:
