@@ -24,6 +24,9 @@ BLOCK = 256
 SHORT = 24_000
 """Tokens × head size up to which a CPU takes the backward pass of half-precision attention faster in float32."""
 
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
 WITHOUT_EFFECT = frozenset(
     {
         "cache_position",
@@ -137,6 +140,8 @@ def _one_by_one(
 ) -> torch.Tensor:
     """[1, tokens, heads, head_dim]; every document by itself, on any device."""
     sizes = (edges[1:] - edges[:-1]).tolist()
+    if _halves(query, value, sizes, rule):
+        return _Documents.apply(query, key, value, sizes, rule.scaling)  # type: ignore[no-any-return, no-untyped-call]
     documents = zip(*(torch.split(whole, sizes, 2) for whole in (query, key, value)), strict=True)
     return torch.cat([_document(q, k, v, rule).transpose(1, 2) for q, k, v in documents], 1)
 
@@ -146,8 +151,6 @@ def _document(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule:
     tokens = query.shape[2]
     window = tokens if rule.window is None else rule.window
     if rule.plain and tokens <= window:
-        if _is_short(query, value, rule):
-            return _Short.apply(query, key, value, rule.scaling)  # type: ignore[no-any-return, no-untyped-call]
         return _fused(query, key, value, None, rule)
     attend = _fused if rule.plain else _scored
     parts = []
@@ -176,41 +179,49 @@ def _fused(
     )
 
 
-def _is_short(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
-    half, size = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
-    small = query.shape[2] * size <= SHORT and size == value.shape[-1]
-    return half and small and query.device.type == "cpu" and not rule.dropout and torch.is_grad_enabled()
+def _halves(query: torch.Tensor, value: torch.Tensor, sizes: list[int], rule: Rule) -> bool:
+    """Whether `_Documents` takes it: half precision on a CPU, under autograd, and nothing but causal."""
+    half = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    whole = rule.window is None or max(sizes) <= rule.window
+    plain = rule.plain and not rule.dropout and query.shape[-1] == value.shape[-1]
+    return half and whole and plain and torch.is_grad_enabled()
 
 
-class _Short(torch.autograd.Function):
-    """Causal attention of one short document in half precision on a CPU: forward in the kernel that
-    `scaled_dot_product_attention` takes, backward in its float32 form, which on few tokens is up to four times as fast.
+class _Documents(torch.autograd.Function):
+    """Causal attention of every document in half precision on a CPU: forward in the kernel that
+    `scaled_dot_product_attention` takes; backward, of short documents, in its float32 form, up to four times as fast.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sizes: list[int], scaling: float
+    ) -> torch.Tensor:
         shared = query.shape[1] // key.shape[1]
         if shared > 1:
             key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-        output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, True, scale=scaling
-        )
-        ctx.save_for_backward(query, key, value, output, sums)
-        ctx.scaling, ctx.shared = scaling, shared
-        return output  # type: ignore[no-any-return]
+        documents = zip(*(torch.split(whole, sizes, 2) for whole in (query, key, value)), strict=True)
+        found = [_flash(*document, 0.0, True, scale=scaling) for document in documents]
+        output = torch.cat([one.transpose(1, 2) for one, _ in found], 1)
+        ctx.save_for_backward(query, key, value, output, *(sums for _, sums in found))
+        ctx.sizes, ctx.scaling, ctx.shared = sizes, scaling, shared
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        query, key, value, output, sums = ctx.saved_tensors
-        wide = (one.float() for one in (grad, query, key, value, output))
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *wide, sums, 0.0, True, scale=ctx.scaling
-        )
-        d_query, d_key, d_value = found
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        query, key, value, output, *sums = ctx.saved_tensors
+        narrow = (grad.transpose(1, 2), query, key, value, output.transpose(1, 2))
+        wide = tuple(one.float() for one in narrow)
+        parts, start = [], 0
+        for size, logs in zip(ctx.sizes, sums, strict=True):
+            given = wide if size * query.shape[-1] <= SHORT else narrow
+            one = (whole[:, :, start : start + size] for whole in given)
+            parts.append(_flash_backward(*one, logs, 0.0, True, scale=ctx.scaling))
+            start += size
+        d_query, d_key, d_value = (torch.cat(of_all, 2) for of_all in zip(*parts, strict=True))
         if ctx.shared > 1:
             d_key, d_value = (one.unflatten(1, (-1, ctx.shared)).sum(2) for one in (d_key, d_value))
-        return d_query.to(query.dtype), d_key.to(query.dtype), d_value.to(query.dtype), None
+        return d_query.to(query.dtype), d_key.to(query.dtype), d_value.to(query.dtype), None, None
 
 
 def _scored(
