@@ -44,6 +44,7 @@ from stokehold.store import (
     control,
     evaluations,
     events,
+    gc,
     going_back,
     job_rows,
     journal,
@@ -324,7 +325,7 @@ class Trainer:
     def _saved(self, snapshot: Snapshot, _checkpoint: Checkpoint) -> None:
         before = self.home.checkpoints / str(snapshot.facts["parent"])
         self.status.facts |= movement(stored_weights(before), snapshot.weights, snapshot.gradients)
-        checkpoints.prune(self.home, self._steps_in_use(), self.config.store.keep_checkpoints)
+        checkpoints.prune(self.home, gc.steps_in_use(self.home, self.db), self.config.store.keep_checkpoints)
         trash.empty(self.home)
 
     def _command(self) -> str | None:
@@ -373,11 +374,6 @@ class Trainer:
         self.status.facts["current_system_prompt"] = system
         exact = score(sample, completion).exact
         journal.add_sample(self.db, step, question, sample.gold, completion.text, exact)
-
-    def _steps_in_use(self) -> set[int]:
-        """Steps that training may go back to: those of the champion, the one before it, and the best."""
-        names = {versions.alias(self.db), versions.previous(self.db), versions.alias(self.db, BEST)} - {None}
-        return {v.step for v in versions.list_versions(self.home) if v.name in names and v.step is not None}
 
 
 NOT_DETERMINISTIC = "this hardware or kernel is not deterministic"
