@@ -44,7 +44,6 @@ from stokehold.store import (
     control,
     evaluations,
     events,
-    gc,
     going_back,
     job_rows,
     journal,
@@ -57,6 +56,7 @@ from stokehold.store import (
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
 from stokehold.store.files import utc_now, verify
+from stokehold.store.gc import steps_in_use
 from stokehold.store.home import Home
 from stokehold.telemetry.session import Recorder
 from stokehold.training.activity import movement
@@ -325,7 +325,7 @@ class Trainer:
     def _saved(self, snapshot: Snapshot, _checkpoint: Checkpoint) -> None:
         before = self.home.checkpoints / str(snapshot.facts["parent"])
         self.status.facts |= movement(stored_weights(before), snapshot.weights, snapshot.gradients)
-        checkpoints.prune(self.home, gc.steps_in_use(self.home, self.db), self.config.store.keep_checkpoints)
+        checkpoints.prune(self.home, steps_in_use(self.home, self.db), self.config.store.keep_checkpoints)
         trash.empty(self.home)
 
     def _command(self) -> str | None:
