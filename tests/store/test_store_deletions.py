@@ -38,7 +38,7 @@ def test_what_is_in_use_is_refused_and_says_why(home: Home, db: Database) -> Non
     versions.set_alias(home, db, "best", "v0003")
     versions.pin(home, db, "v4")
     for name, why in (
-        ("v3", "best and champion is this version · v0003"),
+        ("v3", "in use as best and champion · v0003"),
         ("v0005", "the newest version stays · v0005"),
         ("v0004", "it is pinned · v0004 · `stoke versions unpin v0004` first"),
         ("v0001", "v0002 was made from it · v0001"),

@@ -63,7 +63,9 @@ def _show(report: Report) -> None:
     for note in report.notes:
         console.print(note)
     verb = "would be free" if report.dry_run else "are free again"
-    console.print(f"{size(report.freed)} {verb}; {size(report.freed_later)} more when the trash lets go (7 days)")
+    console.print(
+        f"{size(report.freed)} {verb}; {size(report.freed_later)} more when the trash lets go: an hour, or 7 days"
+    )
     if report.dry_run and report.freed_later:
         console.print("a version is verified before it goes, and one that is damaged stays")
 

@@ -58,7 +58,7 @@ def _refuse(home: Home, db: Database, version: Version, despite_children: bool) 
     there = list_versions(home)
     named = sorted(name for name, target in aliases(db).items() if target == version.name)
     if named:
-        raise StokeholdError(f"{' and '.join(named)} is this version", version.name, "promote another one first")
+        raise StokeholdError(f"in use as {' and '.join(named)}", version.name, "promote another one first")
     if version.name == there[-1].name:
         raise StokeholdError("the newest version stays", version.name, "make another one first")
     if version.name in pinned(db):

@@ -18,14 +18,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from stokehold.core.errors import BusyError, IntegrityError, NotFoundError
+from stokehold.core.errors import BusyError, IntegrityError
 from stokehold.core.records import Version
-from stokehold.store import backups, checkpoints, compaction, evaluations, policy, space, tables, trash, versions
+from stokehold.store import backups, checkpoints, compaction, policy, space, tables, trash, versions
 from stokehold.store.adapters import unused_bases
 from stokehold.store.blobs import BlobStore
 from stokehold.store.database import Database
 from stokehold.store.files import INCOMING, MANIFEST, STAGING, Bad, read_manifest, refusals
 from stokehold.store.home import Home
+from stokehold.store.overview import judgement, share_exact
 from stokehold.store.policy import Holding, Ruling
 
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -118,7 +119,10 @@ def rule_versions(home: Home, db: Database, now: datetime, snapshots: set[str]) 
         held = {one.name: f"what needs it is not known: {error}" for one in there}
     saved = _saved(home, snapshots)
     unsafe = {one.name: "in no snapshot" for one in there if one.name not in saved}
-    holdings = [Holding(one.name, one.created, _parts(Path(one.path)), _exact(home, one)) for one in there]
+    holdings = [
+        Holding(one.name, one.created, _parts(Path(one.path)), share_exact(judgement(home, one.evaluation)))
+        for one in there
+    ]
     return policy.rule(holdings, held, unsafe, now, home.config().store.keep_bytes)
 
 
@@ -342,17 +346,6 @@ def _scratch(home: Home) -> Iterator[Path]:
 
 def _parts(folder: Path) -> dict[str, int]:
     return {entry["blake3"]: entry["bytes"] for entry in read_manifest(folder)["files"]}
-
-
-def _exact(home: Home, version: Version) -> float | None:
-    """Share of held-out items that it got right over all suites it was judged on."""
-    try:
-        judged = evaluations.load(home, version.evaluation) if version.evaluation else None
-    except (NotFoundError, IntegrityError):
-        return None
-    scored = [one for one in judged.suites.values() if one.exact is not None] if judged else []
-    count = sum(one.n for one in scored)
-    return sum((one.exact or 0.0) * one.n for one in scored) / count if count else None
 
 
 def _path(home: Home, line: Line) -> Path:

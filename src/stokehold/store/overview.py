@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
+from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, Version
-from stokehold.store import evaluations, tables
+from stokehold.store import evaluations
 from stokehold.store.compaction import is_packed
 from stokehold.store.database import Database
 from stokehold.store.files import read_manifest
@@ -38,7 +37,7 @@ def overview(home: Home, db: Database) -> list[Overview]:
     found = []
     for version in list_versions(home):
         folder = Path(version.path)
-        judged = evaluations.latest_for(home, db, version.weights_hash)
+        judged = judgement(home, version.evaluation) or evaluations.latest_for(home, db, version.weights_hash)
         names = tuple(sorted(name for name, target in named.items() if target == version.name))
         sizes = weigh(folder, held)
         packed = is_packed(read_manifest(folder))
@@ -52,7 +51,7 @@ def details(home: Home, db: Database, folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     total, own = weigh(folder, _holders(home))
     named = sorted(name for name, target in aliases(db).items() if target == folder.name)
-    judged = evaluations.load(home, manifest["evaluation"]) if _is_there(home, manifest.get("evaluation")) else None
+    judged = judgement(home, manifest.get("evaluation"))
     short = [entry["path"] for entry in manifest["files"] if not _has_size(folder / entry["path"], entry["bytes"])]
     facts = {"lineage": ancestry(home, manifest), "aliases": named, "pinned": folder.name in pinned(db)}
     facts |= {"packed": is_packed(manifest), "bytes": {"total": total, "own": own, "shared": total - own}}
@@ -80,6 +79,14 @@ def weigh(folder: Path, holders: Mapping[str, int]) -> tuple[int, int]:
     return total, sum(size for digest, size in mine.items() if holders.get(digest, 0) <= 1)
 
 
+def judgement(home: Home, named: str | None) -> Evaluation | None:
+    """The evaluation that a version names as the one it was made on; None where it names none, or it is gone."""
+    try:
+        return evaluations.load(home, named) if named else None
+    except (NotFoundError, IntegrityError):
+        return None
+
+
 def share_exact(judged: Evaluation | None) -> float | None:
     """Of the items of all suites, the share that was answered exactly."""
     results = [result for result in judged.suites.values() if result.exact is not None] if judged else []
@@ -91,10 +98,8 @@ def verdict_of(db: Database, judged: Evaluation | None) -> str | None:
     """The verdict that was noted when it was decided on, else the evaluation's own."""
     if judged is None:
         return None
-    query = sa.select(tables.evaluations.c.verdict).where(tables.evaluations.c.id == judged.id)
-    with db.read() as connection:
-        noted: str | None = connection.execute(query).scalar()
-    return noted or (judged.verdict.value if judged.verdict else None)
+    verdict = evaluations.decided(db, judged.id)[0] or judged.verdict
+    return verdict.value if verdict else None
 
 
 def _holders(home: Home) -> Counter[str]:
@@ -102,10 +107,6 @@ def _holders(home: Home) -> Counter[str]:
     shelves = (home.checkpoints, home.versions, home.base)
     folders = (folder for shelf in shelves for folder in shelf.iterdir())
     return Counter(digest for folder in folders for digest in {entry["blake3"] for entry in entries(folder)})
-
-
-def _is_there(home: Home, evaluation: str | None) -> bool:
-    return evaluation is not None and (evaluations.evaluation_folder(home, evaluation) / "manifest.json").is_file()
 
 
 def _has_size(path: Path, size: int) -> bool:
