@@ -239,6 +239,14 @@ class Completion:
     gold_nll: float | None = None
     gold_tokens: int | None = None
     error: str | None = None
+    gold_matched: int | None = None
+    """Leading tokens of the gold answer that are the model's own greedy choice; None where that was not asked."""
+
+    tie: bool = False
+    """Whether a choice on the way had a rival so near that rounding may decide it."""
+
+    token_ends: tuple[int, ...] = ()
+    """Characters of `text` that are there after each token; empty where that was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +289,15 @@ class SuiteResult:
     parts: Mapping[str, float] = field(default_factory=dict)
     by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reason: str | None = None
+    confidence: str | None = None
+    """The signal that the calibration is about, by name."""
+
+    ece: float | None = None
+    ece_equal_mass: float | None = None
+    smooth_ece: float | None = None
+    brier: float | None = None
+    ties: int = 0
+    """Completions that rounding may have decided."""
 
 
 class Verdict(StrEnum):
@@ -319,6 +336,17 @@ class Evaluation:
     created: str
     step: int | None = None
     verdict: Verdict | None = None
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """How the answers were made, by name: template, engine, number type, limits. `fingerprint` begins with its hash."""
+
+    suite_hashes: Mapping[str, str] = field(default_factory=dict)
+    """Content of each suite as it was judged."""
+
+    tokens: int | None = None
+    """Generated tokens, all suites together."""
+
+    joules: float | None = None
+    """Energy of the run above, None without a sensor."""
 
 
 class Source(StrEnum):
