@@ -18,7 +18,6 @@ from stokehold.evaluation.evolution import (
     Pair,
     Trend,
     around,
-    how,
     readings_of,
     shared_curve,
     taught,
@@ -208,7 +207,7 @@ def _interval(value: float | None, ends: tuple[float, float] | None, unit: float
 def _one_engine(judged: Sequence[Evaluation]) -> list[Evaluation]:
     """The newest evaluation of each step, of those judged as the newest of all was."""
     newest = max(judged, key=lambda one: one.created, default=None)
-    alike = [one for one in judged if newest is not None and how(one) == how(newest)]
+    alike = [one for one in judged if newest is not None and one.how == newest.how]
     return list({one.step: one for one in alike}.values())
 
 

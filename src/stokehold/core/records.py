@@ -348,6 +348,11 @@ class Evaluation:
     joules: float | None = None
     """Energy of the run above, None without a sensor."""
 
+    @property
+    def how(self) -> str:
+        """Hash of `conditions`: only evaluations that agree here may be compared, whatever became of their suites."""
+        return self.fingerprint.partition("-")[0]
+
 
 class Source(StrEnum):
     """How a reading came about. A constant is never written as a reading."""

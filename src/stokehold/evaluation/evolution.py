@@ -132,7 +132,7 @@ def around(file: Trained, evaluations: Sequence[Evaluation], suite: str | None =
     beyond = [e for e in judged if _step(e) > file.last]
     after = max(inside, key=lambda e: (_step(e), e.created), default=None)
     after = after or min(beyond, key=_step, default=None)
-    alike = [e for e in judged if _step(e) < file.first and (after is None or how(e) == how(after))]
+    alike = [e for e in judged if _step(e) < file.first and (after is None or e.how == after.how)]
     before = max(alike, key=lambda e: (_step(e), e.created), default=None)
     foreign = _step(after) - _step(before) - file.steps if before and after and _step(after) >= file.last else 0
     return Pair(before, after, max(0, foreign))
@@ -152,11 +152,6 @@ def shared_curve(items: Sequence[Sequence[ItemReading]]) -> tuple[int, list[floa
     shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
     chosen = [[table[name] for name in shared] for table in tables]
     return len(shared), [_exact(readings) for readings in chosen], [_nll(readings) for readings in chosen]
-
-
-def how(evaluation: Evaluation) -> str:
-    """Template, engine and type, without the suites: only what was judged alike is compared."""
-    return evaluation.fingerprint.split("-")[0]
 
 
 def _direction(n: int, low: float, high: float, margin: float, rising: bool) -> tuple[Direction, str]:

@@ -4,7 +4,7 @@ On one device this runs inside the trainer's process, on the live weights, betwe
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,26 @@ from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now
 from stokehold.store.home import Home
 from stokehold.store.items import COMPLETIONS, write_items
+from stokehold.training.loop import spent
 
 ENGINE_VERSION = "greedy-1"
 """Changes when the engine may answer otherwise; evaluations across versions are not compared."""
 
 
-def fingerprint(config: Config, engine: Engine, suites: Sequence[Suite]) -> str:
-    """`<how>-<on what>`: template, engine, type and answer length; then the suites. Only equal `how` is comparable."""
-    how = short_id(
-        engine.tokenizer.template_hash,
-        ENGINE_VERSION,
-        str(engine.model.dtype),
-        str(config.evaluation.max_new_tokens),
-        str(config.evaluation.gold_multiple),
-    )
-    return f"{how}-{short_id(*(f'{suite.name}:{suite.hash}' for suite in suites))}"
+def conditions(config: Config, engine: Engine) -> dict[str, str]:
+    """How answers are made, by name; readings are comparable only where all of it agrees."""
+    return {
+        "template": engine.tokenizer.template_hash,
+        "engine": ENGINE_VERSION,
+        "dtype": str(engine.model.dtype),
+        "max_new_tokens": str(config.evaluation.max_new_tokens),
+        "gold_multiple": str(config.evaluation.gold_multiple),
+    }
+
+
+def fingerprint(how: Mapping[str, str], suites: Sequence[Suite]) -> str:
+    """`<how>-<on what>`: the conditions, then the suites. Only equal `how` is comparable."""
+    return f"{short_id(*how.values())}-{short_id(*(f'{suite.name}:{suite.hash}' for suite in suites))}"
 
 
 def evaluate_weights(
@@ -50,16 +55,20 @@ def evaluate_weights(
     step: int | None,
     suites: Sequence[Suite],
     between: Callable[[], None] = lambda: None,
+    energy_j: Callable[[], float | None] = lambda: None,
 ) -> Evaluation:
     """Judges the engine's weights on `suites`; the stored evaluation where these weights were judged on them before.
 
-    `between` is called after every batch of items, so that a long run can report its progress.
+    `between` is called after every batch of items, so that a long run can report its progress. `energy_j` reads a
+    running count of joules, None without a sensor.
     """
-    mark = fingerprint(config, engine, suites)
+    how = conditions(config, engine)
+    mark = fingerprint(how, suites)
     identity = short_id(weights_hash, mark)
     if (evaluations.evaluation_folder(home, identity) / MANIFEST).is_file():
         return evaluations.load(home, identity)
-    started = time.perf_counter()
+    started, energy = time.perf_counter(), energy_j()
+    tokens = 0
     results: dict[str, SuiteResult] = {}
     lines: list[bytes] = []
     items: list[dict[str, Any]] = []
@@ -67,6 +76,7 @@ def evaluate_weights(
         completions = _generate(engine, suite.samples, config, between)
         result, scores = judge_suite(suite.name, suite.samples, completions)
         results[suite.name] = result
+        tokens += sum(len(completion.token_ids) for completion in completions)
         lines += [_line(suite.name, *item) for item in zip(suite.samples, completions, scores, strict=True)]
         items += [_item(suite.name, *item) for item in zip(completions, scores, strict=True)]
     reach("evaluation.judged")
@@ -80,6 +90,10 @@ def evaluate_weights(
         path=str(evaluations.evaluation_folder(home, identity)),
         created=utc_now(),
         step=step,
+        conditions=how,
+        suite_hashes={suite.name: suite.hash for suite in suites},
+        tokens=tokens,
+        joules=spent(energy, energy_j()),
     )
     return evaluations.save(home, db, evaluation, lambda folder: _write(folder, lines, items))
 

@@ -136,8 +136,8 @@ def checkpoint_of(home: Home, evaluation: Evaluation) -> Path | None:
 
 def compare_evaluations(home: Home, config: Config, a: Evaluation, b: Evaluation) -> Comparison:
     """B against A on the items both were judged on; BROKEN when they were not judged alike."""
-    if not same_engine(a, b):
-        return Comparison(Verdict.BROKEN, 0, reason="the two were judged by different engines or templates")
+    if a.how != b.how:
+        return Comparison(Verdict.BROKEN, 0, reason=f"not judged alike: {', '.join(different_conditions(a, b))}")
     return compare(item_readings(home, a), item_readings(home, b), config.evaluation.equivalence_margin)
 
 
@@ -162,9 +162,13 @@ def worse_in_a_row(home: Home, db: Database, before: Evaluation) -> int:
     return count
 
 
-def same_engine(a: Evaluation, b: Evaluation) -> bool:
-    """Suites may have grown between the two; template, engine and type must be the same."""
-    return a.fingerprint.split("-")[0] == b.fingerprint.split("-")[0]
+def different_conditions(a: Evaluation, b: Evaluation) -> list[str]:
+    """What was not the same when the two were judged, each as `name: a, b`."""
+    if not a.conditions or not b.conditions:
+        return ["the conditions of one were not kept"]
+    names = sorted(a.conditions.keys() | b.conditions.keys())
+    pairs = [(name, a.conditions.get(name, "-"), b.conditions.get(name, "-")) for name in names]
+    return [f"{name}: {first}, {second}" for name, first, second in pairs if first != second]
 
 
 def _champion(home: Home, db: Database) -> Version | None:
@@ -180,7 +184,7 @@ def _evaluation_of(home: Home, db: Database, name: str | None, like: Evaluation)
     if name is None:
         return None
     found = evaluations.list_evaluations(home, db, versions.find_version(home, name).weights_hash)
-    return max(found, key=lambda e: (same_engine(e, like), len(e.suites.keys() & like.suites.keys())), default=None)
+    return max(found, key=lambda e: (e.how == like.how, len(e.suites.keys() & like.suites.keys())), default=None)
 
 
 def _as_far_as_possible(

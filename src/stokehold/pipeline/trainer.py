@@ -34,7 +34,6 @@ from stokehold.pipeline.promote import (
     is_going_back,
     promote,
     rivals,
-    same_engine,
 )
 from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
 from stokehold.pipeline.suites import Suite, open_suites
@@ -259,7 +258,7 @@ class Trainer:
         return Hooks(
             command=self._command,
             journal=self._journal,
-            energy_j=lambda: self.status.recorder.energy_j() if self.status.recorder else None,
+            energy_j=self._energy_j,
             state=self.tell,
             saved=self._saved,
             evaluate=self.evaluate_live,
@@ -283,7 +282,12 @@ class Trainer:
             checkpoint.step,
             suites,
             between=lambda: self._between(lineage.step),
+            energy_j=self._energy_j,
         )
+
+    def _energy_j(self) -> float | None:
+        """Joules since the session began, None without a power sensor."""
+        return self.status.recorder.energy_j() if self.status.recorder else None
 
     def _between(self, step: int | None) -> None:
         self.tell("eval", step)
@@ -295,7 +299,7 @@ class Trainer:
         suites = open_suites(self.home, self.config.evaluation.suites)
         names = (versions.alias(self.db), versions.alias(self.db, BEST))
         for name, judged in zip(names, rivals(self.home, self.db, evaluation), strict=True):
-            if name is not None and suites and (judged is None or not same_engine(judged, evaluation)):
+            if name is not None and suites and (judged is None or judged.how != evaluation.how):
                 self._judge_version(versions.find_version(self.home, name), suites)
 
     def _judge_version(self, version: Version, suites: list[Suite]) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.core.records import Evaluation
 from stokehold.store import datasets, evaluations
 from stokehold.store.adapters import base_of
 from stokehold.store.checkpoints import weights_hash
@@ -270,7 +269,7 @@ def _evaluations(
     """By suite, of the newest evaluation of B and the one of A that was made most like it."""
     last = evaluations.latest_for(home, db, weights_hash(b))
     before = evaluations.list_evaluations(home, db, weights_hash(a))
-    like = max(before, key=lambda one: last is not None and _engine(one) == _engine(last), default=None)
+    like = max(before, key=lambda one: last is not None and one.how == last.how, default=None)
     ours, theirs = like.suites if like else {}, last.suites if last else {}
     found = []
     for suite in sorted(ours.keys() | theirs.keys()):
@@ -278,9 +277,4 @@ def _evaluations(
         exact = [result.exact if result else None for result in (one, other)]
         nll = [result.nll_per_token if result else None for result in (one, other)]
         found.append(Reading(suite, exact[0], exact[1], nll[0], nll[1]))
-    return tuple(found), _engine(like) == _engine(last) if like and last else None
-
-
-def _engine(evaluation: Evaluation) -> str:
-    """Template, engine and type; the suites of the two may differ."""
-    return evaluation.fingerprint.partition("-")[0]
+    return tuple(found), like.how == last.how if like and last else None
