@@ -43,7 +43,7 @@ def make_home(tmp_path: Path, tiny_base: Path) -> Callable[..., Home]:
             "model": model,
             "data": {"max_length": 128, "window_rows": 64},
             "training": {**training, "threads": 1},
-            "evaluation": {"holdout_share": 0.0, "max_new_tokens": 24},
+            "evaluation": {"holdout_share": 0.0, "max_new_tokens": 24, "overhead": 0},
             "web": {"port": 0},
         }
         tree = {name: {**given.get(name, {}), **tables.get(name, {})} for name in {*given, *tables}}

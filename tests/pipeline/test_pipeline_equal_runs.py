@@ -11,7 +11,7 @@ from bench import Bench
 
 from stokehold.core.config import describe
 from stokehold.core.records import JobState
-from stokehold.store import checkpoints, control, events, job_rows, journal
+from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal
 from tiny_world import facts, held_out_facts, write_jsonl
 
 FIRST, SECOND = facts(150), facts(120, seed=5)
@@ -28,13 +28,26 @@ def through(one: Bench, *files: list[dict[str, Any]]) -> str:
 def test_evaluations_and_samples_in_the_process_change_nothing(bench: Callable[..., Bench]) -> None:
     silent = bench()
     watched = bench(
-        training={"eval_steps": 4, "sample_steps": 2, "checkpoint_steps": 3}, telemetry={"interval_s": 0.05}
+        training={"eval_steps": 4, "sample_steps": 2, "checkpoint_steps": 3},
+        telemetry={"interval_s": 0.05},
     )
     write_jsonl(watched.home.suites / "facts.jsonl", held_out_facts()[:8])
     assert through(watched, FIRST, SECOND) == through(silent, FIRST, SECOND)
     assert len(journal.latest_samples(watched.db, 100)) > 5
     assert len(list(watched.home.evaluations.iterdir())) > 3
     assert len(list(watched.home.sessions.iterdir())) == 2
+
+
+def test_evaluations_inside_a_file_wait_for_their_share_of_the_time(bench: Callable[..., Bench]) -> None:
+    counts = {}
+    for overhead in (0, 1e-9):
+        one = bench(training={"eval_steps": 2}, evaluation={"overhead": overhead})
+        write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
+        through(one, FIRST)
+        judged = [evaluation.step for evaluation in evaluations.list_evaluations(one.home, one.db)]
+        counts[overhead] = (len(judged), max(judged, default=0) == one.step())
+    assert counts[1e-9] == (2, True), "the first, whose cost nobody knew, and the one at the end of the file"
+    assert counts[0][0] > 4
 
 
 def test_a_queue_that_grows_between_runs_is_the_queue_that_was_there(bench: Callable[..., Bench]) -> None:

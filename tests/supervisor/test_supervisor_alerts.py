@@ -88,12 +88,17 @@ def test_a_broken_suite_and_a_stale_evaluator(make_step: Make) -> None:
     assert "canary failed" in broken.text
     assert alerts.evaluator_broken(judged(1)) is None
     steps = [make_step(n) for n in range(1, 40)]
-    assert alerts.evaluator_stale(steps, [judged(9)], eval_steps=10) is None
-    assert alerts.evaluator_stale(steps, [judged(8)], eval_steps=10) is not None
-    assert alerts.evaluator_stale(steps, [], eval_steps=0) is None
+    often, ends = (Config.model_validate({"training": {"eval_steps": n}}) for n in (10, 0))
+    assert alerts.evaluator_stale(steps, [judged(9)], often) is None
+    assert alerts.evaluator_stale(steps, [replace(judged(8), seconds=0.0)], often) is not None
+    slow = replace(judged(8), seconds=sum(step.seconds for step in steps))
+    assert alerts.evaluator_stale(steps, [slow], often) is None, "it waits for its share of the time"
+    always = Config.model_validate({"training": {"eval_steps": 10}, "evaluation": {"overhead": 0}})
+    assert alerts.evaluator_stale(steps, [slow], always) is not None
+    assert alerts.evaluator_stale(steps, [], ends) is None
     files = [make_step(n, job=f"train-{n}") for n in range(1, 4)]
-    assert alerts.evaluator_stale(files, [], eval_steps=0) is not None
-    assert alerts.evaluator_stale(files, [judged(3)], eval_steps=0) is None
+    assert alerts.evaluator_stale(files, [], ends) is not None
+    assert alerts.evaluator_stale(files, [judged(3)], ends) is None
 
 
 def answers(folder: Path, confidence: float) -> str:
@@ -119,7 +124,7 @@ def test_every_rule_reaches_the_payload(make_step: Make, tmp_path: Path) -> None
     )
     exits = [{"boot_s": 900.0, "exit": -9, "how": "was ended by SIGKILL", "said": ""}]
     facts = Facts(
-        Config.model_validate({"training": {"eval_steps": 5}}),
+        Config.model_validate({"training": {"eval_steps": 5}, "evaluation": {"overhead": 0}}),
         NOW,
         trainer=at_work("training", telemetry={"gpu": {"temperature_c": 83.1}}),
         steps=steps,

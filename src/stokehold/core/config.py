@@ -125,7 +125,7 @@ class TrainingConfig(Section):
     checkpoint_steps: int = Field(200, ge=1)
     """Steps between checkpoints; pause, stop and the end of a file always make one."""
     eval_steps: int = Field(0, ge=0)
-    """Steps between evaluations inside a file; 0 evaluates at its end only."""
+    """Steps between evaluations inside a file, within `evaluation.overhead`; 0 evaluates at its end only."""
     sample_steps: int = Field(100, ge=0)
     """Steps between in-training samples (prompt, gold, answer, match); 0 for none."""
     seed: int = 0
@@ -158,6 +158,8 @@ class EvaluationConfig(Section):
     """Items generated together."""
     equivalence_margin: float = Field(0.02, gt=0, lt=1)
     """A difference in exact match that does not matter."""
+    overhead: float = Field(0.1, ge=0)
+    """Largest share of training time for evaluations inside a file; a costlier one waits. 0 for no limit."""
     rollback_margin: float = Field(0.2, gt=0, le=1)
     """A loss of exact match against the champion beyond which training goes on from the champion at once."""
 

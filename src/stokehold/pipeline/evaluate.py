@@ -17,7 +17,7 @@ from stokehold.core.records import Completion, Evaluation, Sample, Score, SuiteR
 from stokehold.evaluation.judge import judge_suite
 from stokehold.inference.engine import Engine
 from stokehold.pipeline.suites import Suite
-from stokehold.store import evaluations
+from stokehold.store import evaluations, journal
 from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now
@@ -27,6 +27,10 @@ from stokehold.training.loop import spent
 
 ENGINE_VERSION = "greedy-1"
 """Changes when the engine may answer otherwise; evaluations across versions are not compared."""
+
+
+RECENT = 10
+"""Newest evaluations among which that of the last step is looked for."""
 
 
 def conditions(config: Config, engine: Engine) -> dict[str, str]:
@@ -43,6 +47,19 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
 def fingerprint(how: Mapping[str, str], suites: Sequence[Suite]) -> str:
     """`<how>-<on what>`: the conditions, then the suites. Only equal `how` is comparable."""
     return f"{short_id(*how.values())}-{short_id(*(f'{suite.name}:{suite.hash}' for suite in suites))}"
+
+
+def affordable(home: Home, db: Database, config: Config, step: int) -> bool:
+    """Whether the last evaluation's seconds are within the share of what was trained from it to `step`.
+
+    Nothing is known before the first one, and it is affordable.
+    """
+    found = evaluations.list_evaluations(home, db, limit=RECENT)
+    last = max((e for e in found if e.step is not None and e.step < step), key=lambda e: e.step or 0, default=None)
+    if last is None or not config.evaluation.overhead:
+        return True
+    trained_s = sum(one.seconds for one in journal.steps(db, since=last.step))
+    return last.seconds <= config.evaluation.overhead * trained_s
 
 
 def evaluate_weights(

@@ -25,7 +25,7 @@ from stokehold.inference.engine import Engine
 from stokehold.inference.registry import load
 from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.divergence import pass_over
-from stokehold.pipeline.evaluate import evaluate_weights
+from stokehold.pipeline.evaluate import affordable, evaluate_weights
 from stokehold.pipeline.promote import (
     BEST,
     TAKEN_BACK,
@@ -220,6 +220,12 @@ class Trainer:
         self.decide(evaluation)
         return None if self.lineage is lineage else TAKEN_BACK
 
+    def _evaluate_due(self, lineage: Lineage, checkpoint: Checkpoint) -> str | None:
+        """`evaluate_live` inside a file, left out where it would take more than its share of the time."""
+        if not affordable(self.home, self.db, self.config, lineage.step):
+            return None
+        return self.evaluate_live(lineage, checkpoint)
+
     def evaluate_step(self, step: int, weights: str) -> Evaluation | None:
         """As `evaluate_live`, for a checkpoint whose own evaluation did not come about; decides nothing.
 
@@ -261,7 +267,7 @@ class Trainer:
             energy_j=self._energy_j,
             state=self.tell,
             saved=self._saved,
-            evaluate=self.evaluate_live,
+            evaluate=self._evaluate_due,
             sample=self._sample,
             note=self.status.record,
         )

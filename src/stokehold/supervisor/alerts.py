@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from stokehold.core.config import StoreConfig
+from stokehold.core.config import Config, StoreConfig
 from stokehold.core.records import Evaluation, Step, SuiteState
 from stokehold.store.offsite import Standing
 from stokehold.supervisor.facts import Facts
@@ -71,7 +71,7 @@ def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
         backup_stale(facts.backup, facts.config.store.backup_to, facts.now),
         *restarts(facts.children, facts.boot_s),
         evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
-        evaluator_stale(facts.steps, facts.evaluations, facts.config.training.eval_steps) if facts.suites else None,
+        evaluator_stale(facts.steps, facts.evaluations, facts.config) if facts.suites else None,
         above("temperature", "GPU temperature, °C", status["gpu"]["temperature_c"], limit_c, CRITICAL),
     ]
     return [alert for alert in found if alert is not None]
@@ -196,14 +196,22 @@ def evaluator_broken(newest: Evaluation | None) -> Alert | None:
     return Alert("evaluator_broken", CRITICAL, why)
 
 
-def evaluator_stale(steps: Sequence[Step], evaluations: Sequence[Evaluation], eval_steps: int) -> Alert | None:
-    """Training has gone on for long without an evaluation: three intervals, or two whole files."""
-    judged = max((e.step for e in evaluations if e.step is not None), default=0)
+def evaluator_stale(steps: Sequence[Step], evaluations: Sequence[Evaluation], config: Config) -> Alert | None:
+    """Training has gone on for long without an evaluation: three intervals, or two whole files.
+
+    An interval is `training.eval_steps`, or longer where evaluations are so slow that they must wait for their share.
+    """
+    eval_steps, share = config.training.eval_steps, config.evaluation.overhead
+    newest = max((e for e in evaluations if e.step is not None), key=lambda e: e.step or 0, default=None)
+    judged = (newest.step or 0) if newest else 0
     since = [step for step in steps if step.step > judged]
     if not since:
         return None
     files = len({step.job for step in since})
     behind = since[-1].step - judged
-    if (eval_steps and behind > STALE_INTERVALS * eval_steps) or (not eval_steps and files >= STALE_FILES):
+    waits = newest is not None and share * sum(step.seconds for step in since) < STALE_INTERVALS * newest.seconds
+    if (eval_steps and behind > STALE_INTERVALS * eval_steps and not (share and waits)) or (
+        not eval_steps and files >= STALE_FILES
+    ):
         return Alert("evaluator_stale", WARNING, f"no evaluation for {behind} steps")
     return None
