@@ -29,7 +29,7 @@ from stokehold.store.jobs import JobsClient
 from stokehold.store.logs import STDERR, Log, reopen, thin, writes_to
 from stokehold.supervisor.facts import CHILDREN_FILE
 from stokehold.supervisor.inbox import Inbox
-from stokehold.supervisor.processes import Child, Role, holder, roles, told
+from stokehold.supervisor.processes import EVALUATOR_EXECUTOR, WORKER_LOCKS, Child, Role, holder, roles, told
 from stokehold.supervisor.status import payload, write_status
 from stokehold.telemetry import clock
 
@@ -83,6 +83,8 @@ class Supervisor:
             self._see_off(child)
         self._duty("status", lambda: self._tell(now=True))
         self._report("down", f"supervisor {os.getpid()} left in order", {})
+        for number in LEAVING:
+            signal.signal(number, signal.SIG_IGN)  # an impatient key must not make a failure of the last moments
         return 0
 
     def _tend(self) -> None:
@@ -101,14 +103,19 @@ class Supervisor:
                 child.start()
 
     def _is_free(self, role: Role) -> bool:
-        """Whether nobody from before holds what the role needs; jobs are put in order before the first start."""
-        if (held := holder(self._home, role.locks)) is not None:
+        """Whether nobody from before holds what the role needs; jobs are put in order before the first start.
+
+        For that no worker may live, of whatever role, or of one that this configuration has no more.
+        """
+        if (held := holder(self._home, role.locks if self._settled or not role.locks else WORKER_LOCKS)) is not None:
             if held != self._waiting_for:
                 self._report("waiting", f"{role.name} waits: its place is held by {held}", {"role": role.name})
             self._waiting_for = held
             return False
         if role.locks and not self._settled:
             changed = [*self._client.reconcile(), *self._client.adopt_old_versions()]
+            if not any(child.role.name == "evaluator" for child in self._children):
+                changed += self._client.adopt_from(EVALUATOR_EXECUTOR)
             if changed:
                 self._report("adopted", f"{len(changed)} unfinished jobs were taken up again", {})
             self._settled = True
@@ -209,7 +216,7 @@ class Supervisor:
         signal.signal(signal.SIGUSR1, self._try_again)
 
     def _leave(self, number: int, _frame: object) -> None:
-        self._hurry = self._leaving and number == signal.SIGINT
+        self._hurry = self._hurry or (self._leaving and number == signal.SIGINT)
         self._leaving = True
         self._wake.put("leave")
 
