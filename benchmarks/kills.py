@@ -4,8 +4,9 @@
 
 `--sqlite N` kills N processes, of four that write to one database: every row whose commit had returned is there, and
 the file is whole. `--store N` shares N kills out among the store's actions, each killed from outside at a random moment
-and then repeated: it ends in the old state or the new one, never between. `--trainer N` kills a real `stoke train` of a
-model of 0.1 M parameters N times: weights, optimiser and journal are those of a run that nobody killed.
+after its first change on the disk, and then repeated: it ends in the old state or the new one, never between.
+`--trainer N` kills a real `stoke train` of a model of 0.1 M parameters N times: weights, optimiser and journal are
+those of a run that nobody killed.
 
 Prints JSON with how often each ended in which state; an end that is neither stops it with the action's name.
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,22 @@ ACTIONS = {
     "base: import": ("test_store_matrix", "with_a_model", "import_one", "imported"),
     "versions: delete": ("test_store_deletions", "two_versions", "delete_one", "judge_delete"),
     "versions: undelete": ("test_store_deletions", "one_deleted", "undelete_one", "judge_undelete"),
+    "versions: restore": ("test_store_restores", "damaged_version", "restore_it", "judge_restore"),
+    "versions: go back": ("test_store_going_back", "prepare_without_checkpoint", "go", "judge"),
     "versions: compact": ("test_store_compaction", "prepared", "pack_it", "packed_or_whole"),
-    "versions: rebuild": ("test_store_compaction", "prepared_packed", "unpack_it", "whole_or_packed"),
+    "versions: unpack": ("test_store_compaction", "prepared_packed", "unpack_it", "whole_or_packed"),
+    "retention: rows": ("test_store_aging", "long_run", "thin", "thinned"),
+    "retention: answers and logs": ("test_store_aging", "aged", "grow_old", "grown_old"),
+    "database: rebuild": ("test_store_rebuild", "wrecked", "remake", "remade"),
+    "gc": ("test_store_gc", "prepared", "collect", "collected"),
+    "backup": ("test_store_locations", "fresh_home", "back_up", "backed_up"),
+    "backup: restore": ("test_store_restoring", "prepared", "bring", "brought"),
+    "sync: pull": ("test_store_sync", "prepare", "pull_champion", "judge"),
 }
 """Name: a module under tests/store and its `prepare`, `act`, `judge`, as matrix.py says. Another action: a line."""
+
+AROUND = {"sync: pull": ("test_store_sync", "two_offered")}
+"""What must be there while an action is tried: a context manager that is given a folder."""
 
 TRAINING = {"micro_batch_tokens": 256, "learning_rate": 0.01, "checkpoint_steps": 7, "sample_steps": 0, "threads": 1}
 ROWS = 900
@@ -57,7 +71,7 @@ def kill_store(kills: int, seed: int, only: list[str]) -> dict[str, Any]:
         module, *functions = ACTIONS[name]
         prepare, act, judge = (getattr(import_module(module), function) for function in functions)
         share = kills * (index + 1) // len(names) - kills * index // len(names)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, around(name, Path(folder) / "around"):
             try:
                 ended[name] = dict(killed_at_random(prepare, act, judge, Path(folder), share, random.Random(seed)))
             except AssertionError as error:
@@ -65,6 +79,14 @@ def kill_store(kills: int, seed: int, only: list[str]) -> dict[str, Any]:
         print(name, ended[name], file=sys.stderr, flush=True)
     totals = {state: sum(counts.get(state, 0) for counts in ended.values()) for state in ("old", "new")}
     return {"kills": sum(totals.values()), **totals, "between": 0, "actions": ended}
+
+
+def around(name: str, folder: Path) -> AbstractContextManager[None]:
+    if name not in AROUND:
+        return nullcontext()
+    module, function = AROUND[name]
+    found: AbstractContextManager[None] = getattr(import_module(module), function)(folder)
+    return found
 
 
 def kill_sqlite(kills: int, seed: int) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Versions of one checkpoint beside copies of it: seconds, and bytes that the disk holds more afterwards.
 
-`python benchmarks/versions.py [--gb 1 5 10] [--folder DIR]` prints JSON; room for three times the largest is needed.
+`python benchmarks/versions.py [--gb 1 5 10] [--folder DIR]` prints JSON; room for four times the largest is needed.
+`--packing` trains a small model instead, four files one after another with a version after each, by all weights in
+float32 and bfloat16 and by adapters, and tells what `stoke gc --compact` makes of the older versions.
 
 One after another, per size: `stokehold` is create, verify, restore of a version whose configuration is missing, and
 `gc` (without effect on what is young), each as a function call but `gc`, which is the command; `cp`, `rsync`, `restic`
@@ -18,19 +20,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from timing import machine
 
-from stokehold.core.config import Config
-from stokehold.store import restores, versions
+from stokehold.core.config import Config, describe, parse_config
+from stokehold.store import restores, retention, versions
+from stokehold.store.bases import import_base
 from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.database import connect
 from stokehold.store.home import Home
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
 GB = 10**9
 PIECE_BYTES = 2**24
+PACKED = (("full", "float32"), ("full", "bfloat16"), ("lora", "float32"))
+PACKING_FILES = 4
+PACKING_SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
 SECRET = {"RESTIC_PASSWORD": "x", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
 
 
@@ -128,12 +145,62 @@ def peers(root: Path, source: Path) -> dict[str, Any]:
     return found
 
 
+def packing(root: Path, method: str, dtype: str) -> dict[str, Any]:
+    """Bytes of each old version's weights before and after; the newest stays whole."""
+    from stokehold.pipeline.foreground import Meter, train_files
+    from stokehold.pipeline.worker import Leave
+    from tiny_world import facts, write_jsonl
+
+    home = packing_home(root, method, dtype)
+    db, parent = connect(home), None
+    for seed in range(PACKING_FILES):
+        file = write_jsonl(root / f"{method}-{dtype}-{seed}.jsonl", facts(400, seed))
+        answer = train_files(home, [file], None, True, Leave(), Meter())
+        made = versions.create(home, db, Path(answer["checkpoint"]), parent=parent)
+        os.utime(made.path, (0, 0))  # nobody asked for it within the last hour
+        parent = made.name
+    packed = retention.compact(home, db, datetime.now().astimezone() + timedelta(days=3))
+    db.close()
+    before, after = (sum(getattr(one, which) for one in packed.savings) for which in ("before", "after"))
+    left = {line.name: line.why for line in packed.left}
+    share = round(1 - after / before, 3) if before else None
+    return {"saved": share, "versions": [asdict(one) for one in packed.savings], "left": left}
+
+
+def packing_home(root: Path, method: str, dtype: str) -> Home:
+    from stokehold.data.tokenizer import train_tokenizer
+    from stokehold.training.model import create_tiny
+    from tiny_world import facts, held_out_facts
+
+    rows, model = [*facts(400), *held_out_facts()], root / "model"
+    if not model.exists():
+        train_tokenizer((message["content"] for row in rows for message in row["messages"]), 400, model)
+        create_tiny(model, seed=3, **PACKING_SHAPE)
+    home = Home.create(root / f"{method}-{dtype}", Config())
+    base = import_base(home, model)
+    facts_of = {"base": base.path, "architecture": base.architecture, "vocabulary": base.vocabulary}
+    training = {"learning_rate": 3e-4, "micro_batch_tokens": 1024, "sample_steps": 0, "threads": 1}
+    tree = {
+        "model": {**facts_of, "method": method, "dtype": dtype},
+        "training": training,
+        "evaluation": {"holdout_share": 0.0},
+    }
+    home.write_config(describe(parse_config(tree)))
+    return home
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, nargs="+", default=[1, 5, 10])
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's temporary folder")
+    parser.add_argument("--packing", action="store_true", help="what packing saves, after real small trainings")
     options = parser.parse_args()
-    results = {}
+    results: dict[str, Any] = {}
+    if options.packing:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            results = {f"{how[0]}, {how[1]}": packing(Path(folder), *how) for how in PACKED}
+        print(json.dumps({"machine": machine(), "packing": results}, indent=1))
+        return
     for gigabytes in options.gb:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             source, found = ours(Path(folder), gigabytes)

@@ -22,6 +22,9 @@ at the home with `told`, the text of the error that the action gave, None when i
 - Afterwards the action is run again, without a fault, and must end in "new" without an error: so it has to mind what
   is there already, as the command that a person repeats would. After "named" it is not run again.
 - `torn` and `flip` are tried where the change writes a file, `kill`, `full`, `io` everywhere.
+
+Where each try is dear, `every` tries one place of so many, others for each kind; MATRIX_EVERY=1 in the environment
+tries them all.
 """
 
 import atexit
@@ -44,7 +47,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store.disk import Fault, FaultKind, FaultyDisk
+from stokehold.store.disk import Fault, FaultKind, FaultyDisk, T
 from stokehold.store.home import Home
 
 MEMORY = Path("/dev/shm")
@@ -53,6 +56,8 @@ PATIENCE_S = 120
 
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 UNCHANGED = "nothing was changed"
+FIRST = b"\n"
+"""What a child says at its first change."""
 
 Prepare = Callable[[Path], None]
 Act = Callable[[Home], None]
@@ -70,6 +75,8 @@ class Outcome:
     expected: bool
     """Whether the error is one of ours."""
     signal: int | None
+    changing_s: float | None
+    """From its first change to its end; None where it made none."""
 
     @property
     def ended_well(self) -> bool:
@@ -89,6 +96,7 @@ def every_fault(
     tmp: Path,
     kinds: Sequence[FaultKind] = KINDS,
     disk: type[FaultyDisk] = FaultyDisk,
+    every: int = 1,
 ) -> Counts:
     """How often each kind of fault ended in which state; AssertionError names the place that broke a rule."""
     with _world(prepare, tmp) as world:
@@ -96,8 +104,10 @@ def every_fault(
         assert whole.ended_well, f"without a fault: {whole.told or whole.signal}"
         assert (state := world.judged(judge, None)) == "new", f"without a fault the state is {state}"
         counts: Counts = {kind: Counter() for kind in kinds}
-        for kind in kinds:
-            for at in whole.written if kind in ("torn", "flip") else range(len(whole.changes)):
+        step = int(os.environ.get("MATRIX_EVERY", every))
+        for number, kind in enumerate(kinds):
+            places = whole.written if kind in ("torn", "flip") else range(len(whole.changes))
+            for at in places[number % step :: step]:
                 try:
                     counts[kind][_try(world, act, judge, Fault(kind, at), disk)] += 1
                 except Exception as error:
@@ -119,7 +129,7 @@ class World:
         subprocess.run(["cp", "-a", str(self.prepared), str(self.root)], check=True)
 
     def run(self, act: Act, fault: Fault | None, disk: type[FaultyDisk], kill_after_s: float | None = None) -> Outcome:
-        """The action in a process of its own, which may be killed from outside."""
+        """The action in a process of its own, which may be killed from outside, so long after its first change."""
         return _server().run(act, self.root, fault, disk, kill_after_s)
 
     def judged(self, judge: Judge, told: str | None) -> str:
@@ -133,17 +143,12 @@ def killed_at_random(
 ) -> Counter[str]:
     """How often the action, killed from outside at a random moment, ended in which state; then it is repeated.
 
-    A process that ended before its kill came does not count. The moments are drawn from as long as it takes unkilled.
+    The moments lie after the action's first change, as long as it takes from there to its end when nobody kills it. A
+    process that ended before its kill came does not count.
     """
     ended: Counter[str] = Counter()
     with _world(prepare, tmp) as world:
-        longest_s = 0.0
-        for _ in range(3):
-            world.renew()
-            started = time.perf_counter()
-            whole = world.run(act, None, FaultyDisk)
-            longest_s = max(longest_s, time.perf_counter() - started)
-            assert whole.ended_well, f"without a kill: {whole.told or whole.signal}"
+        longest_s = max(_unkilled_s(world, act) for _ in range(3))
         while ended.total() < kills:
             world.renew()
             if world.run(act, None, FaultyDisk, rng.uniform(0.0, longest_s)).signal != signal.SIGKILL:
@@ -156,6 +161,15 @@ def killed_at_random(
             assert after == "new", f"{state}; after a repetition {after}"
             ended[state] += 1
     return ended
+
+
+def _unkilled_s(world: World, act: Act) -> float:
+    """Seconds from the action's first change to its end."""
+    world.renew()
+    whole = world.run(act, None, FaultyDisk)
+    assert whole.ended_well, f"without a kill: {whole.told or whole.signal}"
+    assert whole.changing_s is not None, "it changes nothing"
+    return whole.changing_s
 
 
 def _try(world: World, act: Act, judge: Judge, fault: Fault, disk: type[FaultyDisk]) -> str:
@@ -244,16 +258,37 @@ def _serve() -> None:
         if child == 0:
             os.close(reading)
             signal.alarm(PATIENCE_S)
-            _act(act, disk(Fault(kind, at) if kind else None), Path(root), writing)
+            _act(act, _announcing(disk, writing)(Fault(kind, at) if kind else None), Path(root), writing)
         os.close(writing)
-        if kill_after_s is not None and not select.select([reading], [], [], kill_after_s)[0]:
-            os.kill(child, signal.SIGKILL)
-        with os.fdopen(reading) as pipe:
-            said = pipe.read()
+        said, changing_s = _listen(child, reading, kill_after_s)
         _, status = os.waitpid(child, 0)
-        ended = {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None}
+        ended = {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None, "changing_s": changing_s}
         nothing = {"changes": [], "written": [], "told": None, "expected": True}
         print(json.dumps({**(json.loads(said) if said else nothing), **ended}), file=replies, flush=True)
+
+
+def _announcing(disk: type[FaultyDisk], pipe: int) -> type[FaultyDisk]:
+    """The disk, which also says on a pipe when its first change comes."""
+
+    class Announcing(disk):  # type: ignore[misc, valid-type]
+        def _do(self, name: str, file: Path | None, change: Callable[..., T], *given: Any) -> T:
+            if not self.changes:
+                os.write(pipe, FIRST)
+            done: T = super()._do(name, file, change, *given)
+            return done
+
+    return Announcing
+
+
+def _listen(child: int, reading: int, kill_after_s: float | None) -> tuple[bytes, float | None]:
+    """What the child says at its end, and the seconds from its first change; kills it so long after that change."""
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        if (said := pipe.read(len(FIRST))) != FIRST:
+            return said + pipe.read(), None
+        began = time.perf_counter()
+        if kill_after_s is not None and not select.select([pipe], [], [], kill_after_s)[0]:
+            os.kill(child, signal.SIGKILL)
+        return pipe.read(), time.perf_counter() - began
 
 
 def _act(act: Act, disk: FaultyDisk, root: Path, writing: int) -> None:

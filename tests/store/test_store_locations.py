@@ -16,7 +16,7 @@ from test_store_backups import fill, tensors
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError, UsageError
 from stokehold.store import checkpoints, offsite
-from stokehold.store.backups import list_snapshots, snapshot
+from stokehold.store.backups import list_snapshots, snapshot, verify_snapshot
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.store.locations import MARKER, Location, blob_name, open_location, snapshot_name
@@ -242,5 +242,35 @@ def copied_out(home: Home, _told: str | None) -> str:
 
 def test_every_fault_of_a_copy_leaves_it_whole_or_without_its_manifest(tmp_path: Path) -> None:
     counts = every_fault(prepared, copy_out, copied_out, tmp_path)
+    assert counts["kill"]["old"]
+    assert counts["kill"]["new"]
+
+
+def fresh_home(root: Path) -> None:
+    home = Home.create(root, Config())
+    db = connect(home)
+    fill(home, db)
+    db.close()
+
+
+def back_up(home: Home) -> None:
+    """A snapshot, and its copy in a second place."""
+    if (home.root / "away" / MARKER).is_file() and offsite.listing(open_location(str(home.root / "away")))[0]:
+        return
+    db = connect(home)
+    offsite.run(home, db, "matrix", str(home.root / "away"))
+    db.close()
+
+
+def backed_up(home: Home, told: str | None) -> str:
+    """Every snapshot that shows is whole, here and there."""
+    snapshots = list_snapshots(home)
+    if any(verify_snapshot(home, found) for found in snapshots):
+        return "named"
+    return copied_out(home, told)
+
+
+def test_a_backup_killed_anywhere_is_made_the_next_time(tmp_path: Path) -> None:
+    counts = every_fault(fresh_home, back_up, backed_up, tmp_path, ("kill",))
     assert counts["kill"]["old"]
     assert counts["kill"]["new"]

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from matrix import every_fault
 from test_store_backups import step, tensors
 
+from stokehold.core.config import Config
 from stokehold.core.errors import BusyError, DuplicateError, StokeholdError
 from stokehold.core.records import Dataset, JobState
 from stokehold.store import backups, checkpoints, events, job_rows, journal, versions
@@ -133,3 +135,50 @@ def test_a_number_of_a_version_in_the_trash_is_not_given_again(home: Home, db: D
     lose(home)
     rebuild(home)
     assert versions.create(home, connect(home), checkpoints.checkpoint_folder(home, 1)).name == "v0004"
+
+
+WRECK = b"not a database at all" * 100
+
+
+def wrecked(root: Path) -> None:
+    """A home whose database is lost, with a snapshot of before its last checkpoint."""
+    home = Home.create(root, Config())
+    data, db = accept(home, "data"), connect(home)
+    save(home, 1, {"a": (data, 3)})
+    journal.append(db, step(1))
+    versions.create(home, db, checkpoints.checkpoint_folder(home, 1))
+    versions.set_alias(home, db, "champion", "v0001")
+    backups.snapshot(home, db, "good")
+    save(home, 9, {"a": (data, 8)})
+    db.close()
+    lose(home)
+    home.database.write_bytes(WRECK)
+
+
+def remake(home: Home) -> None:
+    if not home.database.exists() or home.database.read_bytes() == WRECK:
+        rebuild(home)
+
+
+def remade(home: Home, _told: str | None) -> str:
+    """The wreck is never thrown away; there is a database with all of it, or none."""
+    places = (home.database, *home.backups.glob("damaged-*/stoke.db"))
+    assert [path for path in places if path.is_file() and path.read_bytes() == WRECK]
+    if not home.database.exists() or home.database.read_bytes() == WRECK:
+        return "old"
+    db = connect(home)
+    try:
+        assert versions.alias(db) == "v0001"
+        assert [found.step for found in journal.steps(db)] == [1]
+        assert [job.state for job in job_rows.list_jobs(db)] == [JobState.QUEUED]
+        with db.read() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+    finally:
+        db.close()
+    return "new"
+
+
+def test_remaking_under_every_fault(tmp_path: Path) -> None:
+    counts = every_fault(wrecked, remake, remade, tmp_path)
+    assert counts["kill"]["old"]
+    assert counts["kill"]["new"]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stokehold.core.errors import (
     UsageError,
 )
 from stokehold.core.records import Version
-from stokehold.store import offers, sync, trash, versions
+from stokehold.store import compaction, offers, sync, trash, versions
 from stokehold.store.bases import KIND as BASE
 from stokehold.store.blobs import BlobStore
 from stokehold.store.checkpoints import publish_checkpoint
@@ -337,6 +338,27 @@ def test_adapters_on_a_base_elsewhere_are_refused(
     nothing_shows(home, db)
 
 
+def test_a_packed_version_comes_whole_and_is_packed_no_more(
+    home: Home, db: Database, server: Home, server_db: Database, link: Link
+) -> None:
+    put(server, server_db, 1, {WEIGHTS: bytes(MIB), **small_files()})
+    put(server, server_db, 2, {WEIGHTS: os.urandom(1000), **small_files()})
+    folder = server.versions / "v0001"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    then = folder.stat().st_mtime - 2 * compaction.FRESH_S
+    os.utime(folder, (then, then))
+    assert compaction.pack(server, folder, None) is not None
+    assert not (folder / WEIGHTS).exists()
+    for blob in server.blobs.glob("*/*"):
+        blob.unlink()  # as retention leaves it: nobody names the whole file any more
+    sync.pull(home, link.url, server.token(), "v0001")
+    same(home, server, "v0001")
+    assert {name: (home.versions / "v0001" / name).read_bytes() for name in before if name != "manifest.json"} == {
+        name: content for name, content in before.items() if name != "manifest.json"
+    }
+    assert compaction.depth(server, folder) == 0
+
+
 def test_whom_a_node_follows_is_read_by_its_owner_only(home: Home) -> None:
     assert sync.remembered(home) is None
     sync.remember(home, sync.Server("http://a:1", "t"))
@@ -383,15 +405,23 @@ def judge(home: Home, told: str | None) -> str:
     return "new" if champion == "v0002" else "old"
 
 
-def test_a_pull_broken_off_anywhere_leaves_the_old_state_or_the_new(
-    tmp_path: Path, server: Home, server_db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(server, server_db, 1, {WEIGHTS: b"old", "config.json": b"{}"})
+@contextmanager
+def two_offered(root: Path) -> Iterator[None]:
+    """A server with two versions, whose address and token `prepare` finds in the environment."""
+    server = Home.create(root, Config())
+    db = connect(server)
+    put(server, db, 1, {WEIGHTS: b"old", "config.json": b"{}"})
     # Less than a batch: how many changes a pull makes must not depend on how the bytes come.
-    put(server, server_db, 2, {WEIGHTS: os.urandom(BATCH_BYTES // 2), "config.json": b"{ }"})
-    with page(server) as url:
-        monkeypatch.setenv("MATRIX_URL", url)
-        monkeypatch.setenv("MATRIX_TOKEN", server.token())
+    put(server, db, 2, {WEIGHTS: os.urandom(BATCH_BYTES // 2), "config.json": b"{ }"})
+    db.close()
+    with page(server) as url, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MATRIX_URL", url)
+        patched.setenv("MATRIX_TOKEN", server.token())
+        yield
+
+
+def test_a_pull_broken_off_anywhere_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
+    with two_offered(tmp_path / "server"):
         counts = every_fault(prepare, pull_champion, judge, tmp_path)
     assert counts["kill"]["old"] > 20, "the alias moves after the last change of the disk"
     assert counts["flip"]["new"] >= 1

@@ -1,7 +1,7 @@
 """Every night at three: a backup, a drill, retention. Each in a process of its own, none on the training slot.
 
-The schedule is DBOS's, in the machine's time zone; a night that nobody was awake for is not made up, but a home whose
-last snapshot is older than a day has one soon after the trainer's start. A duty that fails becomes an event, and the
+The schedule is DBOS's, in the machine's time zone. A night that nobody was awake for is made up (`store/nights.py`) at
+the trainer's start, and when the supervisor notices that the machine slept. A duty that fails becomes an event, and the
 others go on. The processes end when the worker does, and see no GPU.
 
 `python -m stokehold.pipeline.upkeep --home H --parent-fd N backup` does one duty.
@@ -14,26 +14,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import available_timezones
-
-import sqlalchemy as sa
 
 from stokehold.core.errors import StokeholdError
 from stokehold.core.records import JobState
-from stokehold.store import backups, events, job_rows, offsite, retention, tables, versions
+from stokehold.store import events, job_rows, nights, offsite, retention, versions
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient, workflow
+from stokehold.store.nights import KIND
 from stokehold.store.parent import listen
 
-KIND = "snapshot"
 SCHEDULE = "nightly"
-AT_THREE = "0 3 * * *"
-OVERDUE_S = 24 * 3600.0
-LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
+AT_THREE = f"0 {nights.HOUR} * * *"
 SAID_CHARS = 2000
 
 
@@ -57,24 +51,13 @@ DUTIES: Mapping[str, Callable[[Home], None]] = {"backup": _back_up, "drill": _dr
 
 
 def start(home: Home, client: JobsClient) -> None:
-    """Declares the workflow and its schedule, and enqueues a run where the last snapshot is older than a day.
+    """Declares the workflow and its schedule, and enqueues a run where the last night was missed.
 
     Call it before `jobs.launch`.
     """
     workflow(KIND)(lambda payload: run(home, client.db, payload).value)
-    client.schedule(SCHEDULE, KIND, AT_THREE, time_zone())
-    if is_overdue(home, client.db):
-        client.enqueue(KIND, {}, job_id=f"{KIND}-{datetime.now(UTC):%Y%m%d}")
-
-
-def is_overdue(home: Home, db: Database) -> bool:
-    """Whether the newest snapshot, or the first job of a home without one, is older than a day."""
-    age_s = backups.age_s(home)
-    if age_s is not None:
-        return age_s > OVERDUE_S
-    with db.read() as connection:
-        first = connection.execute(sa.select(sa.func.min(tables.jobs.c.created))).scalar()
-    return first is not None and time.time() - datetime.fromisoformat(first).timestamp() > OVERDUE_S
+    client.schedule(SCHEDULE, KIND, AT_THREE, nights.time_zone())
+    nights.make_up(home, client)
 
 
 def run(home: Home, db: Database, payload: Mapping[str, Any]) -> JobState:
@@ -112,17 +95,6 @@ def _do(home: Home, db: Database, name: str) -> bool:
     last = said.splitlines()[-1] if said else f"ended with {done.returncode}"
     events.record(db, "upkeep_failed", f"{name}: {last}", duty=name, exit=done.returncode, said=said)
     return False
-
-
-def time_zone() -> str:
-    """The machine's IANA time zone, UTC where it does not tell one."""
-    told = [os.environ.get("TZ", "").lstrip(":")]
-    if LOCALTIME.is_symlink():
-        told.append(str(LOCALTIME.resolve()).partition("zoneinfo/")[2])
-    if TIMEZONE.is_file():
-        told.append(TIMEZONE.read_text("ascii").strip())
-    known = available_timezones()
-    return next((name for name in told if name in known), "UTC")
 
 
 def main() -> None:

@@ -4,12 +4,13 @@ An evaluation that no version names keeps each item's score and loss and loses t
 telemetry session keeps its metadata and summary and loses its samples. Published folders are replaced as a whole.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
+from blake3 import blake3
 
 from stokehold.core.config import RetentionConfig
 from stokehold.core.errors import IntegrityError
@@ -18,21 +19,24 @@ from stokehold.store.compaction import OWN_KEYS
 from stokehold.store.files import MANIFEST, publish, read_manifest, refusals
 from stokehold.store.gc import LEFT_OVER, Line
 from stokehold.store.home import Home
+from stokehold.store.items import COMPLETIONS, DRAWS
 from stokehold.store.policy import older_than
+from stokehold.store.suites import kept_versions
 
-COMPLETIONS = "completions.jsonl"
 THINNED = "thinned"
 """Key of the manifest of an evaluation whose answers lost their words."""
 
-WORDS = ("text", "token_ids", "token_logprobs")
+WORDS = ("text", "token_ids", "token_logprobs", "token_ends")
 
 
 def age(home: Home, now: datetime, ages: RetentionConfig, dry_run: bool = False) -> list[Line]:
     """Thins what is old, or only tells it."""
     with refusals(home.root, LEFT_OVER):
         answers = _completions(home, older_than(now, ages.completions_days), dry_run)
+        gone = {line.name for line in answers}
+        rows = _suites(home, older_than(now, ages.completions_days), gone, dry_run)
         samples = _sessions(home, older_than(now, ages.sessions_days), dry_run)
-        return [*answers, *samples, *_logs(home, older_than(now, ages.logs_days), dry_run)]
+        return [*answers, *rows, *samples, *_logs(home, older_than(now, ages.logs_days), dry_run)]
 
 
 def _completions(home: Home, old: Callable[[str], bool], dry_run: bool) -> list[Line]:
@@ -48,25 +52,50 @@ def _completions(home: Home, old: Callable[[str], bool], dry_run: bool) -> list[
         whole = THINNED not in manifest and (folder / COMPLETIONS).is_file()
         if not whole or record.get("weights_hash") in named or not old(manifest["created"]):
             continue
-        size = (folder / COMPLETIONS).stat().st_size
+        size = sum(path.stat().st_size for path in (folder / COMPLETIONS, folder / DRAWS) if path.is_file())
         found.append(Line("answers", folder.name, False, "old, and no version has these weights; scores stay", size))
         if not dry_run:
             _without_words(home, folder, manifest)
     return found
 
 
+def _suites(home: Home, old: Callable[[str], bool], gone: Set[str], dry_run: bool) -> list[Line]:
+    """Kept contents of suites go with the answers to them: `gone` evaluations lose theirs in this round."""
+    needed: set[str] = set()
+    for folder in home.evaluations.iterdir():
+        try:
+            manifest = read_manifest(folder)
+        except IntegrityError:
+            continue  # not a published folder
+        if THINNED not in manifest and folder.name not in gone:
+            needed.update(manifest.get("evaluation", {}).get("suite_hashes", {}).values())
+    found = []
+    for path in kept_versions(home):
+        if path.stem in needed or not old(_written(path)):
+            continue
+        found.append(Line("suite", path.stem, False, "old, and no answers to it are kept", path.stat().st_size))
+        if not dry_run:
+            home.disk.remove(path)
+    return found
+
+
 def _without_words(home: Home, folder: Path, manifest: Mapping[str, Any]) -> None:
+    lines = [orjson.loads(line) for line in (folder / COMPLETIONS).read_bytes().splitlines()]
+    content = b"".join(orjson.dumps({**line, **dict.fromkeys(WORDS)}) + b"\n" for line in lines)
+    known = {entry["path"]: entry["blake3"] for entry in manifest["files"]}
+    known[COMPLETIONS] = blake3(content).hexdigest()
+    known.pop(DRAWS, None)  # what they showed is among the suite's readings
+
     def write(stage: Path) -> None:
-        for entry in manifest["files"]:
-            if entry["path"] != COMPLETIONS:
-                home.disk.copy(folder / entry["path"], stage / entry["path"])
-        lines = [orjson.loads(line) for line in (folder / COMPLETIONS).read_bytes().splitlines()]
-        content = b"".join(orjson.dumps({**line, **dict.fromkeys(WORDS)}) + b"\n" for line in lines)
-        home.disk.write(stage / COMPLETIONS, content)
+        for name in known:
+            if name == COMPLETIONS:
+                home.disk.write(stage / name, content)
+            else:
+                home.disk.copy(folder / name, stage / name)
 
     facts = {key: value for key, value in manifest.items() if key not in OWN_KEYS}
     old = trash.reserve(home, folder, trash.PRUNED)
-    publish(folder, write, {**facts, THINNED: list(WORDS)}, replaced=old, disk=home.disk)
+    publish(folder, write, {**facts, THINNED: list(WORDS)}, known, old, home.disk)
 
 
 def _sessions(home: Home, old: Callable[[str], bool], dry_run: bool) -> list[Line]:

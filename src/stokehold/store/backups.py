@@ -205,12 +205,6 @@ def referenced(home: Home) -> set[str]:
     return {digest for found in list_snapshots(home) for digest in contents(Path(found.path)).blobs()}
 
 
-def age_s(home: Home) -> float | None:
-    """Seconds since the newest snapshot was taken, by the wall clock and never negative; None where there is none."""
-    last = newest(home)
-    return None if last is None else max(0.0, time.time() - datetime.fromisoformat(last.created).timestamp())
-
-
 def blobs_lock(home: Home, purpose: str) -> Lock:
     """The lock under which blobs are taken into a snapshot, or collected; waited for up to `LOCK_WAIT_S`.
 

@@ -121,6 +121,12 @@ def find_step(home: Home, step: int) -> Path:
     raise NotFoundError("no checkpoint of this step", f"step:{step}", near)
 
 
+def find_weights(home: Home, step: int, weights: str) -> Checkpoint | None:
+    """The checkpoint of this step where it has these weights, by their hash: None once pruned, given up or replaced."""
+    found = (checkpoint for checkpoint in list_checkpoints(home) if checkpoint.step == step)
+    return next((checkpoint for checkpoint in found if checkpoint.weights_hash == weights), None)
+
+
 def verify_checkpoint(folder: Path) -> list[Bad]:
     """As `files.verify`, remembered by this process for as long as no file of it is touched."""
     mark = _mark(folder)

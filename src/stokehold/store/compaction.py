@@ -132,10 +132,11 @@ def pack(home: Home, folder: Path, against: Path | None) -> Saving | None:
 
     facts = {key: value for key, value in manifest.items() if key not in OWN_KEYS}
     facts[PACKED] = {"files": manifest["files"], "against": place}
+    known = {entry["path"]: entry["blake3"] for entry in manifest["files"] if entry not in chosen}
     old = trash.reserve(home, folder, trash.PRUNED)
     used = folder.stat()
     try:
-        publish(folder, write, facts, replaced=old, disk=home.disk)
+        publish(folder, write, facts, known, old, home.disk)
     except _TooLittle:
         return None
     os.utime(folder, ns=(used.st_atime_ns, used.st_mtime_ns))

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
 from stokehold.store.database import Database
 from stokehold.store.disk import Disk
+from stokehold.store.files import hash_file
 
 FILES = {"sqlite": "stoke.db", "postgresql": "stoke.pgdump"}
 """Name of the copy by the kind of database."""
@@ -54,8 +55,11 @@ def fault(path: Path) -> str | None:
 
 
 def restore_sqlite(copy: Path, target: Path, disk: Disk) -> None:
-    """Puts a copy where a database is expected; `IntegrityError` for a damaged one."""
-    disk.copy(copy, target)
+    """Puts a copy where a database is expected; `IntegrityError` for a damaged one, or one that the disk changed."""
+    if disk.copy(copy, target) != hash_file(target):
+        raise IntegrityError(
+            "the disk changed the copy of the database", str(target), "look at the disk; then repeat it"
+        )
     if why := fault(target):
         raise IntegrityError(f"the copy of the database is damaged: {why}", str(copy), "use another snapshot")
 

@@ -57,6 +57,11 @@ def load(home: Home, evaluation_id: str) -> Evaluation:
     return Evaluation(**record | {"suites": suites, "verdict": verdict, "path": str(folder)})
 
 
+def find(home: Home, evaluation_id: str) -> Evaluation | None:
+    """The record of a published evaluation, None where it is gone."""
+    return load(home, evaluation_id) if (evaluation_folder(home, evaluation_id) / MANIFEST).is_file() else None
+
+
 def latest_for(home: Home, db: Database, weights_hash: str) -> Evaluation | None:
     """The newest evaluation of exactly these weights."""
     found = list_evaluations(home, db, weights_hash, limit=1)
@@ -64,15 +69,17 @@ def latest_for(home: Home, db: Database, weights_hash: str) -> Evaluation | None
 
 
 def list_evaluations(
-    home: Home, db: Database, weights_hash: str | None = None, limit: int | None = None
+    home: Home, db: Database, weights_hash: str | None = None, limit: int | None = None, until: int | None = None
 ) -> list[Evaluation]:
-    """Evaluations, newest first; rows whose folder is gone are passed over."""
+    """Evaluations, newest first; rows whose folder is gone are passed over. `until` leaves out those of later steps."""
     query = sa.select(COLUMNS.id).order_by(COLUMNS.created.desc(), COLUMNS.id.desc()).limit(limit)
     if weights_hash is not None:
         query = query.where(COLUMNS.weights_hash == weights_hash)
+    if until is not None:
+        query = query.where(sa.func.coalesce(COLUMNS.step, 0) <= until)
     with db.read() as connection:
         ids = list(connection.execute(query).scalars())
-    return [load(home, i) for i in ids if (evaluation_folder(home, i) / MANIFEST).is_file()]
+    return [found for i in ids if (found := find(home, i)) is not None]
 
 
 def record_decision(db: Database, evaluation_id: str, verdict: Verdict | None, decision: str) -> None:
@@ -88,6 +95,17 @@ def decided(db: Database, evaluation_id: str) -> tuple[Verdict | None, str | Non
     with db.read() as connection:
         row = connection.execute(query).one_or_none()
     return (Verdict(row.verdict) if row and row.verdict else None, row.decision if row else None)
+
+
+def decisions_before(db: Database, evaluation: Evaluation) -> list[tuple[str, Verdict | None, str]]:
+    """(id, verdict against the champion of its time, decision) of every other evaluation up to this one that led to a
+    decision, newest first."""
+    query = sa.select(COLUMNS.id, COLUMNS.verdict, COLUMNS.decision).where(
+        COLUMNS.created <= evaluation.created, COLUMNS.id != evaluation.id, COLUMNS.decision.is_not(None)
+    )
+    with db.read() as connection:
+        rows = connection.execute(query.order_by(COLUMNS.created.desc(), COLUMNS.id.desc())).all()
+    return [(row.id, Verdict(row.verdict) if row.verdict else None, row.decision) for row in rows]
 
 
 def _suite(result: Mapping[str, Any]) -> SuiteResult:

@@ -9,7 +9,6 @@ never young ones, whose folder may still be on its way. What is being written is
 import fcntl
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +19,7 @@ import sqlalchemy as sa
 
 from stokehold.core.errors import BusyError, IntegrityError
 from stokehold.core.records import Version
-from stokehold.store import backups, checkpoints, compaction, policy, space, tables, trash, versions
+from stokehold.store import ages, backups, checkpoints, compaction, job_rows, policy, space, tables, trash, versions
 from stokehold.store.adapters import unused_bases
 from stokehold.store.blobs import BlobStore
 from stokehold.store.database import Database
@@ -160,9 +159,13 @@ def needed(home: Home, db: Database, there: list[Version]) -> dict[str, str]:
 
 
 def steps_in_use(home: Home, db: Database) -> set[int]:
-    """Steps that training may go back to: those of every alias's version, and of the champion before."""
+    """Steps that training may go back to: those of every alias's version, and of the champion before.
+
+    Where training goes on while an evaluator judges, also those whose judgement is still to come.
+    """
     names = {*versions.aliases(db).values(), versions.previous(db)}
-    return {v.step for v in versions.list_versions(home) if v.name in names and v.step is not None}
+    found = {v.step for v in versions.list_versions(home) if v.name in names and v.step is not None}
+    return found | job_rows.steps_waiting(db) if home.config().devices.own_evaluator else found
 
 
 def spare_bases(home: Home) -> list[Path]:
@@ -263,9 +266,9 @@ def _incomplete(home: Home, snapshot: backups.Snapshot) -> Bad | None:
 
 def orphans(home: Home, db: Database, but: set[Path], of_any_age: bool = False) -> list[Path]:
     """Blobs that nothing names when the folders in `but` are gone, young ones left out."""
-    named, store = references(home, db, but), BlobStore(home.blobs)
+    named, store, now_s = references(home, db, but), BlobStore(home.blobs), ages.present_s(home)
     paths = (store.path(digest) for digest in store.hashes() if digest not in named)
-    return [path for path in paths if of_any_age or time.time() - path.stat().st_mtime > YOUNG_S]
+    return [path for path in paths if of_any_age or now_s - path.stat().st_mtime > YOUNG_S]
 
 
 def _checkpoint_lines(home: Home, db: Database) -> list[Line]:

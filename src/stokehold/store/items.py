@@ -17,7 +17,9 @@ from stokehold.store.home import Home
 
 ITEMS = "items.json"
 COMPLETIONS = "completions.jsonl"
-FIELDS = ("sample_id", "score", "gold_nll", "gold_tokens")
+DRAWS = "draws.jsonl"
+FIELDS = ("sample_id", "score", "gold_nll", "gold_tokens", "cluster")
+"""Evaluations from before `cluster` was kept have none: each of their items stands alone."""
 
 
 def write_items(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -25,7 +27,7 @@ def write_items(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     columns: dict[str, dict[str, list[Any]]] = defaultdict(lambda: {name: [] for name in FIELDS})
     for row in rows:
         for name in FIELDS:
-            columns[row["suite"]][name].append(row[name])
+            columns[row["suite"]][name].append(row.get(name) if name == "cluster" else row[name])
     (folder / ITEMS).write_bytes(orjson.dumps(columns))
 
 
@@ -42,7 +44,7 @@ def read_items(home: Home, evaluation_id: str) -> list[dict[str, Any]]:
             return [row for suite, columns in orjson.loads(kept.read_bytes()).items() for row in _rows(suite, columns)]
         if whole.is_file():
             read = (orjson.loads(line) for line in whole.read_bytes().splitlines())
-            return [{name: row[name] for name in ("suite", *FIELDS)} for row in read]
+            return [{"cluster": None} | {name: row[name] for name in ("suite", *FIELDS) if name in row} for row in read]
     except (orjson.JSONDecodeError, KeyError, ValueError) as error:
         raise IntegrityError("its items cannot be read", str(folder), "restore the folder from a backup") from error
     there = (folder / MANIFEST).is_file()
@@ -51,5 +53,6 @@ def read_items(home: Home, evaluation_id: str) -> list[dict[str, Any]]:
 
 
 def _rows(suite: str, columns: Mapping[str, list[Any]]) -> Iterable[dict[str, Any]]:
-    for values in zip(*(columns[name] for name in FIELDS), strict=True):
+    alone: list[Any] = [None] * len(columns["sample_id"])
+    for values in zip(*(columns.get(name, alone) for name in FIELDS), strict=True):
         yield {"suite": suite, **dict(zip(FIELDS, values, strict=True))}

@@ -92,6 +92,13 @@ def completed_runs(db: Database) -> set[str]:
         return {payload["run"] for payload in connection.execute(query).scalars() if "run" in payload}
 
 
+def steps_waiting(db: Database) -> set[int]:
+    """Steps that unfinished jobs name: their checkpoints are still to be judged, or decided upon."""
+    query = sa.select(COLUMNS.payload).where(COLUMNS.state.in_([state.value for state in UNFINISHED]))
+    with db.read() as connection:
+        return {payload["step"] for payload in connection.execute(query).scalars() if "step" in payload}
+
+
 def set_state(db: Database, job_id: str, state: JobState, error: str | None = None) -> Job:
     """Moves the job; `completed` sets its progress to 1. What a person cancelled stays cancelled until `retry`."""
     with db.write() as connection:

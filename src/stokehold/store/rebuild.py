@@ -23,10 +23,11 @@ from stokehold.store import backups, datasets, dumps, evaluations, events, job_r
 from stokehold.store.backups import Snapshot
 from stokehold.store.checkpoints import list_checkpoints
 from stokehold.store.database import Database, connect, database_url, upsert
-from stokehold.store.files import MANIFEST, read_manifest, staging, utc_now, verify
+from stokehold.store.files import MANIFEST, read_manifest, refusals, staging, utc_now, verify
 from stokehold.store.home import Home
 
 STATE = "trainer.json"
+AGAIN = "what is left of the database is kept; make room, or look at the disk, and repeat it"
 PARTS = ("", "-wal", "-shm")
 """A database, its log and its index, as SQLite names them; put aside in this order, so that no log meets another."""
 
@@ -54,7 +55,7 @@ def rebuild(home: Home) -> Rebuilt:
             return _rebuild_postgresql(home, url.render_as_string(hide_password=False))
         if _state(home.database) == "healthy":
             raise StokeholdError("the database is healthy", str(home.database), "`stoke doctor --ledger` looks closer")
-        with staging(home.root / home.database.name, home.disk) as stage:
+        with refusals(home.database, AGAIN), staging(home.root / home.database.name, home.disk) as stage:
             copy = stage / home.database.name
             source = _newest_copy(home, "sqlite")
             if source is not None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store import aging, compaction, events, gc, jobs, space, thinning, versions
+from stokehold.store import ages, aging, compaction, events, gc, jobs, space, thinning, versions
 from stokehold.store.compaction import Saving
 from stokehold.store.database import Database
 from stokehold.store.gc import Line
@@ -48,12 +48,12 @@ def run(home: Home, db: Database, now: datetime | None = None, dry_run: bool = F
 
     Raises `BusyError` where another process is at it, `StokeholdError` where the disk refuses; repeating it goes on.
     """
-    moment, ages = now or datetime.now().astimezone(), home.config().retention
-    old = (moment - timedelta(days=ages.rows_days)).astimezone(UTC).isoformat()
+    moment, kept = now or ages.present(home), home.config().retention
+    old = (moment - timedelta(days=kept.rows_days)).astimezone(UTC).isoformat()
     with _alone(home):
         done = gc.plan(home, db, moment) if dry_run else gc.carry_out(home, db, moment)
-        aged = aging.age(home, moment, ages, dry_run)
-        rows = thinning.thin(home, db, moment, ages.rows_days, dry_run)
+        aged = aging.age(home, moment, kept, dry_run)
+        rows = thinning.thin(home, db, moment, kept.rows_days, dry_run)
         with jobs.client(home) as client:
             runs = client.forget(old, dry_run)
         report = Report(dry_run, (*done.lines, *aged), done.freed, done.freed_later, rows, runs, done.notes)
@@ -68,7 +68,7 @@ def compact(
     home: Home, db: Database, now: datetime | None = None, tell: Callable[[str], None] = lambda _name: None
 ) -> Packed:
     """Packs every old version that nobody needs whole; `tell` is given the name of each before it is packed."""
-    moment = now or datetime.now().astimezone()
+    moment = now or ages.present(home)
     savings: list[Saving] = []
     left: list[Line] = []
     replaced: list[Path] = []

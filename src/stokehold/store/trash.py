@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from stokehold.core.errors import BusyError
+from stokehold.store import ages
 from stokehold.store.files import MANIFEST, UNCONFIRMED, refusals, utc_now, write_atomic
 from stokehold.store.home import Home
 
@@ -65,9 +66,9 @@ def listing(home: Home) -> list[Discarded]:
 
 def expired(home: Home, keep_s: float = KEEP_S, pruned_keep_s: float = PRUNED_KEEP_S) -> list[Discarded]:
     """What has been here for longer than it can be had back, oldest first."""
-    found = []
+    found, now_s = [], ages.present_s(home)
     for entry in listing(home):
-        age_s = time.time() - int(entry.path.name.partition("-")[0]) / 1e9
+        age_s = now_s - int(entry.path.name.partition("-")[0]) / 1e9
         if age_s >= (pruned_keep_s if entry.reason == PRUNED else keep_s):
             found.append(entry)
     return found
@@ -97,7 +98,7 @@ def empty(home: Home, keep_s: float = KEEP_S, pruned_keep_s: float = PRUNED_KEEP
     gone = []
     with lock, refusals(home.trash, "what is left goes the next time"):
         for note in home.trash.glob("*.json"):
-            if not note.with_suffix("").exists() and time.time() - note.stat().st_mtime > keep_s:
+            if not note.with_suffix("").exists() and ages.present_s(home) - note.stat().st_mtime > keep_s:
                 home.disk.remove(note)  # its folder was never moved: the process died, or publishing failed
         for entry in expired(home, keep_s, pruned_keep_s):
             home.disk.remove(entry.path / MANIFEST)  # first: half a folder must not look whole

@@ -25,7 +25,7 @@ from stokehold.store.bases import import_base
 from stokehold.store.checkpoints import weights_hash
 from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
-from stokehold.store.files import read_manifest, staging
+from stokehold.store.files import read_manifest, refusals, staging
 from stokehold.store.home import Home
 from stokehold.store.weights import GOLDEN
 from stokehold.training.cuda import random_kept
@@ -103,7 +103,7 @@ def _publish(lineage: Lineage, home: Home, before: Golden, facts: Mapping[str, A
     merged = lineage.adapters.merge()
     answers = check_merge(before, merged)
     reach("consolidation.merged")
-    with staging(home.base / "merged", home.disk) as stage:
+    with refusals(home.base), staging(home.base / "merged", home.disk) as stage:
         folder = stage / f"step_{lineage.step}"
         folder.mkdir()
         write_weights(merged, merged.state_dict(), folder, lineage.config.store.shard_bytes)

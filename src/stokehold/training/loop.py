@@ -26,7 +26,7 @@ from stokehold.training.step import StepResult
 from stokehold.training.writer import ROOM_POLL_S, CheckpointWriter
 
 FREED = "paused without the model"
-ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving", "free": FREED}
+ENDS = {"stop": "stopped", "skip": "skipped", "leave": "leaving", "free": FREED, "back": "taken back"}
 """Commands that end a job early, and the reason it then gives."""
 
 PAUSE_POLL_S = 0.1
@@ -59,7 +59,8 @@ class Hooks:
     """What the loop asks of the world between two steps; each is a plain function handed in by the pipeline."""
 
     command: Callable[[], str | None]
-    """`pause`, `free` (a pause that wants the memory), `stop`, `skip`, `leave` or None, read at every step."""
+    """`pause`, `free` (a pause that wants the memory), `stop`, `skip`, `leave`, `back` (these weights were given up) or
+    None, read at every step."""
     journal: Callable[[Step, Progress], None]
     energy_j: Callable[[], float | None]
     """Joules since the session began, None without a power sensor."""
@@ -83,6 +84,11 @@ class Outcome:
     checkpoint: Checkpoint
     loss: float | None
     reason: str
+
+    @property
+    def to_judge(self) -> bool:
+        """Whether what came of it is judged: it was trained to its end, or as far as somebody wanted."""
+        return self.state is JobState.COMPLETED or self.reason == ENDS["stop"]
 
 
 def run_job(home: Home, lineage: Lineage, work: Work, hooks: Hooks) -> Outcome:
