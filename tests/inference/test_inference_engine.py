@@ -12,9 +12,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from stokehold.core.records import Completion, Message, Sample
 from stokehold.data.tokenizer import ChatTokenizer
-from stokehold.inference import decoding
+from stokehold.inference import drafting
 from stokehold.inference.borrow import borrowed
-from stokehold.inference.decoding import tail_logprobs
+from stokehold.inference.drafting import tail_logprobs
 from stokehold.inference.engine import Engine
 
 NEW_TOKENS = 24
@@ -111,7 +111,7 @@ def test_likelihoods_do_not_depend_on_the_slices_that_bound_memory(
     heads, tails = [head for head, _ in pairs], [tail for _, tail in pairs]
     with borrowed(engine.model):
         whole = tail_logprobs(engine.model, heads, tails, engine.tokenizer.pad_id)
-        monkeypatch.setattr(decoding, "LOGITS_BUDGET", 1)
+        monkeypatch.setattr(drafting, "LOGITS_BUDGET", 1)
         single = tail_logprobs(engine.model, heads, tails, engine.tokenizer.pad_id)
     for one, other, tail in zip(whole, single, tails, strict=True):
         assert len(one) == len(tail)

@@ -10,7 +10,8 @@ from stokehold.core.errors import InputError
 from stokehold.core.records import Completion, Sample
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.inference.borrow import borrowed
-from stokehold.inference.decoding import greedy
+from stokehold.inference.decoding import Answer, Greedy, decode
+from stokehold.inference.drafting import read_drafts
 from stokehold.inference.engine import Engine
 
 NEW_TOKENS = 20
@@ -83,11 +84,14 @@ def test_rows_that_leave_a_batch_change_no_other(
 ) -> None:
     """Finished rows are taken out of every layer's cache, the windows' too."""
     prompts = [engine.tokenizer.prompt_ids(sample.question) for sample in asked]
-    budgets = [1 + 2 * row for row in range(len(prompts))]
+    answers = [Answer(row, budget=1 + 2 * row) for row in range(len(prompts))]
+    stop_ids, nothing = engine.tokenizer.stop_ids, [[] for _ in prompts]
     with borrowed(engine.model):
-        found = greedy(engine.model, prompts, budgets, engine.tokenizer.stop_ids, engine.tokenizer.pad_id)
-    for done, whole, budget in zip(found, completions, budgets, strict=True):
-        assert done.token_ids == list(whole.token_ids)[:budget]
+        read_drafts(engine.model, answers, prompts, nothing, stop_ids, engine.tokenizer.pad_id)
+        assert [answer.ended for answer in answers] == [True, *[False] * (len(answers) - 1)]
+        decode(engine.model, answers[1:], stop_ids, Greedy())
+    for answer, whole in zip(answers, completions, strict=True):
+        assert answer.token_ids == list(whole.token_ids)[: answer.budget]
 
 
 def test_likelihoods_are_those_of_the_model_itself(

@@ -106,7 +106,15 @@ def unwrap(text: str) -> str:
 
     What stands there otherwise is the answer's own and stays: marks inside it, and text around them.
     """
-    return _LAST.sub("", _FIRST.sub("", text, count=1), count=1)
+    return text[slice(*answer_span(text))]
+
+
+def answer_span(text: str) -> tuple[int, int]:
+    """The characters [start, end) of `text` that `unwrap` leaves."""
+    first = _FIRST.match(text)
+    start = first.end() if first else 0
+    last = _LAST.search(text, start)
+    return start, last.start() if last else len(text)
 
 
 def shown(text: str) -> str:

@@ -49,13 +49,22 @@ class StopMarkPenalty:
         penalised[at, stops] = kept
         return penalised
 
-    def closed(self, ids: Sequence[int], limit: int | None) -> bool:
-        """Whether the last line of the answer is `limit` stop marks or more, and nothing else."""
-        if limit is None or not ids or not self._may_end_mark(ids[-1]):
+    def places(self, row: int, answer: Sequence[int]) -> list[int]:
+        """After how many of `answer`'s tokens, itself left out, the row of prompt `row` is closed."""
+        limit = self._limits[row]
+        if limit is None:
+            return []
+        ends = (end for end in range(1, len(answer)) if self._may_end_mark(answer[end - 1]))
+        return [end for end in ends if self.closed(answer, limit, end)]
+
+    def closed(self, ids: Sequence[int], limit: int | None, end: int | None = None) -> bool:
+        """Whether the last line of the answer's first `end` tokens is `limit` stop marks or more, and nothing else."""
+        end = len(ids) if end is None else end
+        if limit is None or not end or not self._may_end_mark(ids[end - 1]):
             return False
-        window = ids[-(MARK_TOKENS * limit + MARGIN) :]
-        _, newline, line = self._tokenizer.decode(window).rpartition("\n")
-        whole = newline or len(window) == len(ids)
+        start = max(0, end - MARK_TOKENS * limit - MARGIN)
+        _, newline, line = self._tokenizer.decode(ids[start:end]).rpartition("\n")
+        whole = newline or start == 0
         return bool(whole) and len(line) >= limit and set(line) == {STOP}
 
     def _may_end_mark(self, token: int) -> bool:

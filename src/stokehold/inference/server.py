@@ -24,9 +24,20 @@ from starlette.exceptions import HTTPException
 from stokehold.core.errors import BusyError, InputError, NotFoundError, StokeholdError
 from stokehold.inference.engine import ContextError
 from stokehold.inference.guard import Guard, check_listening, openai_error
-from stokehold.inference.protocol import ChatRequest, Envelope, model_list
+from stokehold.inference.protocol import ChatRequest, Envelope, LikelihoodRequest, likelihoods, model_list
 from stokehold.inference.registry import Registry
-from stokehold.inference.worker import Ask, Done, Event, Failed, Finished, Piece, Started, Worker
+from stokehold.inference.worker import (
+    Ask,
+    Done,
+    Event,
+    Failed,
+    Finished,
+    Measure,
+    Measured,
+    Piece,
+    Started,
+    Worker,
+)
 from stokehold.store import parent
 from stokehold.store.database import connect
 from stokehold.store.home import Home
@@ -84,28 +95,28 @@ def create_app(registry: Registry, host: str = "127.0.0.1", token: str | None = 
                 return await answer.whole(started)
         return StreamingResponse(answer.chunks(started), media_type="text/event-stream")
 
+    @app.post("/v1/completions", response_model=None)
+    async def likelihood(body: LikelihoodRequest, request: Request) -> dict[str, Any]:
+        measurement = Measurement(worker, body)
+        async with measurement.watching(request):
+            started = await measurement.started()
+            return likelihoods(body, started, await measurement.whole())
+
     return Guard(app, host, token)
 
 
-class Answer:
+class Waiting:
     """One request on its way through the worker, seen from the event loop."""
 
-    def __init__(self, worker: Worker, body: ChatRequest) -> None:
-        self._body = body
+    ask: Ask | Measure
+
+    def __init__(self) -> None:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self.ask = Ask(
-            model=body.model,
-            messages=[message.message() for message in body.messages],
-            deliver=lambda event: _hand_over(loop, self._events, event),
-            max_new_tokens=body.token_limit or ANY_LENGTH,
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            stop=body.stops,
-            n=body.n or 1,
-        )
-        worker.submit(self.ask)
+        self._loop = asyncio.get_running_loop()
+
+    def deliver(self, event: Event) -> None:
+        """From the worker's thread to the event loop."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     @asynccontextmanager
     async def watching(self, request: Request) -> AsyncIterator[None]:
@@ -130,6 +141,36 @@ class Answer:
         event = await self._next()
         assert isinstance(event, Started)
         return event
+
+    async def _next(self) -> Event:
+        event = await self._events.get()
+        if not isinstance(event, Failed):
+            return event
+        if isinstance(event.error, StokeholdError):
+            raise event.error
+        raise StokeholdError("the answer failed", f"{type(event.error).__name__}: {event.error}") from event.error
+
+
+class Answer(Waiting):
+    """A conversation that is being answered."""
+
+    ask: Ask
+
+    def __init__(self, worker: Worker, body: ChatRequest) -> None:
+        super().__init__()
+        self._body = body
+        self.ask = Ask(
+            model=body.model,
+            messages=[message.message() for message in body.messages],
+            deliver=self.deliver,
+            max_new_tokens=body.token_limit or ANY_LENGTH,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=body.seed,
+            stop=body.stops,
+            n=body.n or 1,
+        )
+        worker.submit(self.ask)
 
     async def whole(self, started: Started) -> dict[str, Any]:
         """All answers at once."""
@@ -162,18 +203,22 @@ class Answer:
             self.ask.cancelled.set()
         yield b"data: [DONE]\n\n"
 
-    async def _next(self) -> Event:
-        event = await self._events.get()
-        if not isinstance(event, Failed):
-            return event
-        if isinstance(event.error, StokeholdError):
-            raise event.error
-        raise StokeholdError("the answer failed", f"{type(event.error).__name__}: {event.error}") from event.error
 
+class Measurement(Waiting):
+    """Texts whose likelihoods are being read."""
 
-def _hand_over(loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[Event]", event: Event) -> None:
-    """From the worker's thread to the event loop."""
-    loop.call_soon_threadsafe(events.put_nowait, event)
+    def __init__(self, worker: Worker, body: LikelihoodRequest) -> None:
+        super().__init__()
+        self.ask = Measure(body.model, body.texts, self.deliver)
+        worker.submit(self.ask)
+
+    async def whole(self) -> list[Measured]:
+        """All of them, in order."""
+        found = list[Measured]()
+        while not isinstance(event := await self._next(), Done):
+            if isinstance(event, Measured):
+                found.append(event)
+        return found
 
 
 def _line(chunk: Mapping[str, Any]) -> bytes:

@@ -7,12 +7,13 @@ swapped between two requests, never inside one.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stokehold.core.errors import BusyError, StokeholdError
 from stokehold.core.records import Message
 from stokehold.inference.registry import Registry, Served
+from stokehold.inference.scoring import TextLogprobs, text_logprobs
 
 MAX_WAITING = 256
 """Requests in the queue; one more is refused at once instead of timing out later."""
@@ -50,6 +51,15 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How likely text number `index` is; `tokens` are its tokens and the likeliest ones as text, by id."""
+
+    index: int
+    found: TextLogprobs
+    tokens: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The request came to nothing; the last event of its kind."""
 
@@ -61,7 +71,7 @@ class Done:
     """All answers were given; the last event."""
 
 
-Event = Started | Piece | Finished | Failed | Done
+Event = Started | Piece | Finished | Measured | Failed | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +90,26 @@ class Ask:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A request for the likelihoods of texts given as token ids; nothing is generated."""
+
+    model: str
+    texts: Sequence[Sequence[int]]
+    deliver: Callable[[Event], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
 class Worker(threading.Thread):
     """Owns the registry's model. `close` ends it at the next token."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(name="model", daemon=True)
         self.registry = registry
-        self._waiting: queue.Queue[Ask] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Ask | Measure] = queue.Queue(MAX_WAITING)
         self.closing = threading.Event()
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, ask: Ask | Measure) -> None:
         """Queues a request; `BusyError` when too many wait."""
         try:
             self._waiting.put_nowait(ask)
@@ -117,16 +137,27 @@ class Worker(threading.Thread):
                 log.exception("a request failed")
                 ask.deliver(Failed(error))
 
-    def _answer(self, ask: Ask) -> None:
+    def _answer(self, ask: Ask | Measure) -> None:
         if ask.cancelled.is_set():
             return
         served = self.registry.current(ask.model)
         ask.deliver(Started(served.name, served.weights_hash))
-        for index in range(ask.n):
+        for index in range(len(ask.texts) if isinstance(ask, Measure) else ask.n):
             if ask.cancelled.is_set():
                 return
-            self._generate(ask, served, index)
+            if isinstance(ask, Measure):
+                self._measure(ask, served, index)
+            else:
+                self._generate(ask, served, index)
         ask.deliver(Done())
+
+    def _measure(self, ask: Measure, served: Served, index: int) -> None:
+        if self.closing.is_set():
+            raise BusyError("the server is stopping", ask.model, "ask again")
+        found = text_logprobs(served.engine, ask.texts[index])
+        ids = {*found.token_ids, *(one.token_id for one in found.likeliest)}
+        tokens = {token: served.engine.tokenizer.decode([token], keep_special=True) for token in ids}
+        ask.deliver(Measured(index, found, tokens))
 
     def _generate(self, ask: Ask, served: Served, index: int) -> None:
         seed = None if ask.seed is None else ask.seed + index
