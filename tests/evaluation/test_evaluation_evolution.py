@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState, Trained, Verdict
+from stokehold.evaluation.bootstrap import bootstrap_nll
 from stokehold.evaluation.evolution import (
     FEWEST_EVALUATIONS,
     WINDOW_EVALUATIONS,
@@ -18,7 +19,7 @@ from stokehold.evaluation.evolution import (
     theil_sen,
     trend,
 )
-from stokehold.evaluation.verdict import ItemReading, bootstrap_nll
+from stokehold.evaluation.verdict import ItemReading
 
 POINTS = st.lists(
     st.tuples(st.integers(0, 30), st.integers(-50, 50).map(lambda n: n / 7)), min_size=3, max_size=50

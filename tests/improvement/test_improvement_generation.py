@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from stokehold.core.config import ImprovementConfig
 from stokehold.core.errors import NotFoundError
 from stokehold.core.identity import is_holdout
-from stokehold.core.records import Message, Sample, Score, SuiteResult, SuiteState
+from stokehold.core.records import Message, Sample, SuiteResult, SuiteState
 from stokehold.improvement.curriculum import FLOOR, apportion, level_history, level_weights
 from stokehold.improvement.generation import next_file
 from stokehold.improvement.governor import MIN_FREE_BYTES, refusal
-from stokehold.improvement.mining import SIBLINGS, failures, siblings
+from stokehold.improvement.mining import SIBLINGS, Judged, failures, siblings, unsure
 from stokehold.improvement.supply import Supply
 from stokehold.tasks.registry import draw, identity_of, verify_answer
 
 CONFIG = ImprovementConfig(enabled=True, family="syllo", levels=(1, 2, 3), rows=60)
-RIGHT, WRONG, UNSCORED = Score(1.0), Score(0.5), Score(None, reason="no room")
 
 
 def held_out(level: int, count: int) -> list[Sample]:
@@ -85,13 +84,20 @@ def test_history_pools_suites_by_count_and_skips_what_is_not_ok() -> None:
 
 def test_failures_are_the_scored_and_wrong() -> None:
     a, b, c = held_out(1, 3)
-    assert failures([(a, RIGHT), (b, WRONG), (c, UNSCORED)]) == [b]
+    assert failures([Judged(a, True), Judged(b, False), Judged(c, None)]) == [b]
+
+
+def test_the_least_sure_of_the_right_come_first() -> None:
+    a, b, c, d, e = held_out(1, 5)
+    judged = [Judged(a, True, 0.4), Judged(b, True, 0.1), Judged(c, True, 0.5), Judged(d, False, 0.0), Judged(e, True)]
+    assert unsure(judged, 0.5) == [b, a]
+    assert unsure(judged, 0.0) == []
 
 
 def test_siblings_are_fresh_training_problems_of_the_same_level_and_never_the_item() -> None:
     failed = [*held_out(2, 6), *held_out(3, 3)]
     fresh = siblings(failed, (1, 2, 3), 30, Supply(5))
-    assert Counter(sample.metadata["level"] for sample in fresh) == {2: 20, 3: 10}
+    assert Counter(sample.metadata["level"] for sample in fresh) == {2: 21, 3: 9}, "in proportion, the rest in front"
     taken = {identity_of(sample) for sample in failed}
     for sample in fresh:
         identity = identity_of(sample)
@@ -120,7 +126,7 @@ def test_levels_that_overlap_give_no_problem_twice() -> None:
 
 
 def test_a_file_is_filled_fresh_mixed_and_repeatable() -> None:
-    judged = [(sample, WRONG) for sample in held_out(2, 10)]
+    judged = [Judged(sample, False) for sample in held_out(2, 10)]
     history = {1: [1.0], 2: [0.4], 7: [0.5]}
     rows = next_file(judged, history, CONFIG, seed=9)
     assert rows == next_file(judged, history, CONFIG, seed=9)
@@ -138,9 +144,16 @@ def test_a_file_is_filled_fresh_mixed_and_repeatable() -> None:
 
 
 def test_without_failures_the_curriculum_has_the_whole_file() -> None:
-    rows = next_file([(sample, RIGHT) for sample in held_out(1, 5)], {}, CONFIG, seed=1)
+    rows = next_file([Judged(sample, True, 0.2) for sample in held_out(1, 5)], {}, CONFIG, seed=1)
     assert {sample.metadata["level"] for sample in rows} == {1}
     assert not any(sample.provenance.parent for sample in rows)
+
+
+def test_right_answers_are_mined_where_a_person_said_below_what() -> None:
+    config = CONFIG.model_copy(update={"unsure_below": 0.3})
+    judged = [Judged(sample, True, 0.2) for sample in held_out(2, 5)]
+    rows = next_file(judged, {}, config, seed=1)
+    assert {sample.provenance.parent for sample in rows} - {None} == {one.sample.id for one in judged}
 
 
 def test_an_unknown_family_is_named() -> None:

@@ -55,6 +55,39 @@ def test_an_exception_goes_to_who_asked_and_the_next_task_runs() -> None:
     assert second == "fine"
 
 
+def test_an_errand_runs_in_the_middle_of_a_task_that_asks_for_it_and_on_its_thread() -> None:
+    device, done, got = DeviceQueue(), [], []
+
+    def errand() -> str:
+        done.append(threading.current_thread().name)
+        return "told"
+
+    def task() -> str:
+        done.append("before")
+        threading.Thread(target=lambda: got.append(device.run_between(errand)), daemon=True).start()
+        while not done[1:]:
+            device.errands()
+        return "result"
+
+    def ask() -> None:
+        got.append(device.run_then(task, lambda result: done.append(f"then {result}") or result))
+
+    threading.Thread(target=ask, daemon=True).start()
+    device.serve(lambda: len(got) == 2)
+    assert done == ["before", threading.current_thread().name, "then result"]
+    assert sorted(got) == ["result", "told"]
+
+
+def test_an_errand_goes_before_the_tasks_that_wait() -> None:
+    device, order = DeviceQueue(), []
+    for wait, name in ((device.run, "task"), (device.run_between, "errand")):
+        threading.Thread(target=wait, args=(lambda name=name: order.append(name),), daemon=True).start()
+    while device._tasks.empty() or device._errands.empty():
+        pass
+    device.serve(lambda: len(order) == 2)
+    assert order == ["errand", "task"]
+
+
 @pytest.mark.parametrize("leave_by", ["flag", "exception"])
 def test_what_leaving_cut_short_is_nobodys_result(leave_by: str) -> None:
     device, leaving, ended = DeviceQueue(), threading.Event(), threading.Event()
@@ -66,7 +99,7 @@ def test_what_leaving_cut_short_is_nobodys_result(leave_by: str) -> None:
         return "done"
 
     def ask() -> None:
-        device.run(cut_short)
+        device.run_then(cut_short, lambda _result: ended.set())
         ended.set()
 
     threading.Thread(target=ask, daemon=True).start()

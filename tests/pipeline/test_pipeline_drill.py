@@ -98,7 +98,9 @@ def test_weights_that_are_whole_and_wrong_are_told(home: Home) -> None:
     assert done.worst is not None
     assert done.worst > 1e-3
     assert "does not answer as it did: a log-probability is off by" in done.reason
-    assert payload(home, connect(home))["drill"]["ok"] is False
+    told = payload(home, connect(home))
+    assert told["drill"]["ok"] is False
+    assert "drill_failed" in {alert["kind"] for alert in told["active_alerts"]}
 
 
 def test_other_arithmetic_is_allowed_its_tolerance(home: Home) -> None:

@@ -7,18 +7,23 @@ import orjson
 import pytest
 from bench import Bench
 
+from stokehold.core.identity import is_holdout, prompt_hash
 from stokehold.core.records import Evaluation, JobState, SuiteResult, SuiteState, Verdict
 from stokehold.data.formats import from_row
-from stokehold.pipeline.improve import past_of, write_next_file
+from stokehold.improvement.corrections import FORMS, INCORRECT, MADE_AS
+from stokehold.pipeline.improve import own_mistakes, write_next_file
 from stokehold.pipeline.judge import evaluate_ref
+from stokehold.pipeline.readings import past_of
 from stokehold.pipeline.suites import open_suites
-from stokehold.store import evaluations
+from stokehold.store import evaluations, journal
 from stokehold.store.datasets import dataset_folder
 from stokehold.store.home import Home
 from stokehold.tasks.registry import draw, identity_of, row
 from tiny_world import write_jsonl
 
 ROWS = 40
+FAMILY = "arithmetic"
+"""Its questions are short enough for the context of the tiny model."""
 
 
 @pytest.fixture
@@ -26,9 +31,9 @@ def world(make_home: Callable[..., Home]) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
     def make(**improvement: object) -> Bench:
-        tables = {"improvement": {"enabled": True, "rows": ROWS, "levels": (1, 2), **improvement}}
+        tables = {"improvement": {"enabled": True, "family": FAMILY, "rows": ROWS, "levels": (1, 2), **improvement}}
         home = make_home(**tables, data={"max_length": 2048}, evaluation={"max_new_tokens": 4})
-        held = [row(sample) for level in (1, 2) for sample in draw("syllo", level, 3, 0, "holdout")]
+        held = [row(sample) for level in (1, 2) for sample in draw(FAMILY, level, 3, 0, "holdout")]
         write_jsonl(home.suites / "easy.jsonl", held)
         made.append(Bench(home))
         return made[-1]
@@ -64,6 +69,36 @@ def test_a_generated_file_passes_the_firewall_and_answers_failures(world: Callab
     assert None not in held
     assert not held & {identity_of(sample) for sample in rows}
     assert any(sample.metadata.get("parent") for sample in rows), "what the model got wrong is answered"
+
+
+def test_corrections_come_in_by_the_front_door_and_hold_nothing_held_out(world: Callable[..., Bench]) -> None:
+    one = world(correction_share=0.4)
+    known = [row(sample) for sample in draw(FAMILY, 1, 6, 8, "train")]
+    one.dataset("known.jsonl", known)
+    asked, gold = (message["content"] for message in known[0]["messages"])
+    journal.add_sample(one.db, 5, asked, gold, "a wrong answer", False)
+    journal.add_sample(one.db, 6, "held out by now", "gold", "wrong", False)
+    (mistake,) = own_mistakes(one.home, one.db)
+    assert (mistake.sample.question[-1].content, mistake.answer) == (asked, "a wrong answer")
+    assert write_next_file(one.home, one.client, judged(one), "improve-a").file
+    job = one.client.submit_file(generated(one)[0])
+    one.drain(["ingest"])
+    dataset = next(found.dataset for found in one.client.list_jobs() if found.file == job.file and found.dataset)
+    folder = dataset_folder(one.home, dataset)
+    assert (folder / "rejected.jsonl").read_bytes() == b""
+    rows = [from_row(orjson.loads(line)) for line in (folder / "rows.jsonl").read_bytes().splitlines()]
+    corrected = [sample for sample in rows if MADE_AS in sample.metadata]
+    assert {form: sum(s.metadata[MADE_AS] == form for s in corrected) for form in FORMS} == dict.fromkeys(FORMS, 4)
+    own = [sample for sample in corrected if sample.metadata.get("wrong_by") == "model"]
+    assert [identity_of(sample) for sample in own] == [identity_of(mistake.sample)]
+    assert "a wrong answer" in own[0].question[-1].content
+    assert own[0].gold in (INCORRECT, gold)
+    items = [sample for suite in open_suites(one.home) for sample in suite.samples]
+    assert not {identity_of(sample) for sample in items} & {identity_of(sample) for sample in rows}
+    assert not any(is_holdout(identity) for sample in rows if (identity := identity_of(sample)))
+    assert not {prompt_hash(sample.messages) for sample in items} & {prompt_hash(sample.messages) for sample in rows}
+    questions = [sample.question[-1].content for sample in items]
+    assert not [s for s in corrected if any(asked in s.question[-1].content for asked in questions)]
 
 
 def test_the_same_job_writes_its_file_once(world: Callable[..., Bench]) -> None:

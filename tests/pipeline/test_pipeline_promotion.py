@@ -51,14 +51,17 @@ class World:
         return checkpoints.publish_checkpoint(self.home, step, write, {"branch": branch, "datasets": []}).weights_hash
 
     def judged(self, step: int, right: int, state: SuiteState = SuiteState.OK, **more: Any) -> Evaluation:
-        """The evaluation of the checkpoint at `step`: the first `right` of the items are answered rightly."""
+        """The evaluation of the checkpoint at `step`: the first `right` of the items are answered rightly.
+
+        Fewer right ones also make every gold answer less likely, as trainings do.
+        """
         weights = checkpoints.load_checkpoint(checkpoints.checkpoint_folder(self.home, step)).weights_hash
         result = {"s": SuiteResult("s", state, n=ITEMS, exact=right / ITEMS)}
         identity, mark = f"{weights[:16]}{more.get('how', 'how')}", f"{more.get('how', 'how')}-what"
         record = Evaluation(identity, f"step:{step}", weights, mark, result, 0.1, "", utc_now(), step)
         rows = [
             {"suite": "s", "sample_id": str(i), "score": float(i < right), "parts": {}, "reason": None}
-            | {"gold_nll": 0.5 if i < right else 1.0, "gold_tokens": 5}
+            | {"gold_nll": (0.5 if i < right else 1.0) + 0.01 * (ITEMS - right), "gold_tokens": 5}
             for i in range(ITEMS)
         ]
         lines = b"".join(orjson.dumps(row) + b"\n" for row in rows)

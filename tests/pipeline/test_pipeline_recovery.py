@@ -2,11 +2,12 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,24 @@ from stokehold.core.config import describe
 from stokehold.core.errors import IntegrityError
 from stokehold.core.records import JobState, Verdict
 from stokehold.pipeline.promote import TAKEN_BACK
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, jobs, journal, versions
+from stokehold.store import (
+    checkpoints,
+    control,
+    evaluations,
+    events,
+    job_rows,
+    jobs,
+    journal,
+    offsite,
+    rebuild,
+    restoring,
+    space,
+    versions,
+)
+from stokehold.store.files import verify
 from stokehold.store.home import Home
+from stokehold.store.locations import open_location
+from stokehold.supervisor import status
 from tiny_world import facts, held_out_facts, write_jsonl
 
 ROWS = 150
@@ -306,6 +323,125 @@ def test_a_worker_refuses_a_changed_locked_key_before_it_takes_a_job(
     assert process.wait(60) == 2
     assert "data.max_length = 64" in (one.home.logs / "test.log").read_text()
     assert one.state(waiting) is JobState.QUEUED
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 128 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def told(home: Home, db: Any) -> set[str]:
+    return {alert["kind"] for alert in status.payload(home, db)["active_alerts"]}
+
+
+def test_training_waits_while_the_disk_is_nearly_full_and_no_version_goes(
+    bench: Callable[..., Bench], environment: dict[str, str], small_disk: Path
+) -> None:
+    made = bench(training={"epochs": 2000, "checkpoint_steps": 5000})
+    shutil.copytree(made.home.root, small_disk / "home", symlinks=True)
+    home, ballast = Home.open(small_disk / "home"), small_disk / "ballast"
+    one = Bench(home)
+    job = one.dataset("one.jsonl", facts(ROWS))
+    run = str(job_rows.get_payload(one.db, job.id)["run"])
+    one.trainer.train(job.id, run, str(job.dataset), until_step=2)
+    versions.create(home, one.db, checkpoints.checkpoint_folder(home, 2))
+    process = worker(home, environment)
+    until(home, lambda: last_step(one) > 5)
+    assert not told(home, one.db) & {"disk_pause", "disk_short"}
+    there = space.room(home.root)
+    ballast.write_bytes(bytes(there.free - there.total // 25))
+    until(home, lambda: state_of(home) == "paused")
+    assert "disk_pause" in told(home, one.db)
+    (event,) = events.events(one.db, kind="disk_pause")
+    assert "training waits for room" in event.text
+    waiting = last_step(one)
+    time.sleep(1.5 * space.LOOK_S)
+    assert (last_step(one), state_of(home), one.state(job)) == (waiting, "paused", JobState.RUNNING)
+    ballast.unlink()
+    until(home, lambda: last_step(one) > waiting)
+    assert [event.kind for event in events.events(one.db) if event.kind == "disk_room"] == ["disk_room"]
+    assert "disk_pause" not in told(home, one.db)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    (version,) = versions.list_versions(home)
+    assert verify(Path(version.path)) == []
+    assert [step.step for step in journal.steps(one.db)] == list(range(1, one.step() + 1)), "each step once"
+    one.close()
+
+
+def last_step(one: Bench) -> int:
+    last = journal.last_step(one.db)
+    return last.step if last else 0
+
+
+def rows_of_datasets(one: Bench, step: int | None = None) -> list[int]:
+    """How many rows of each file the weights of this step have seen, the newest by default."""
+    return sorted(journal.examples_by_dataset(one.db, one.step() if step is None else step).values())
+
+
+def half_way(one: Bench) -> Bench:
+    """One file trained, the second half, the third waiting; the second's job was at work."""
+    names = ("one", "two", "three")
+    first, second, _ = [one.dataset(f"{name}.jsonl", facts(60, seed)) for seed, name in enumerate(names)]
+    one.run(first)
+    job_rows.begin(one.db, second.id)
+    run = str(job_rows.get_payload(one.db, second.id)["run"])
+    one.trainer.train(second.id, run, str(second.dataset), until_step=one.step() + 4)
+    return one
+
+
+def goes_on(one: Bench, straight: Bench, begins: int) -> None:
+    """The waiting jobs are enqueued once, and training ends with the bits of a run that lost nothing."""
+    waiting = [job.id for job in one.queued("train")]
+    assert len(waiting) == len(set(waiting)) == 2
+    one.client.reconcile()
+    assert one.client.reconcile() == []
+    assert sorted(row.workflow_id for row in one.client._dbos.list_workflows(workflow_ids=waiting)) == sorted(waiting)
+    one.drain()
+    assert rows_of_datasets(one) == [60, 60, 60]
+    assert min(step.step for step in journal.steps(one.db, since=begins)) == begins + 1
+    assert (one.step(), one.weights()) == (straight.step(), straight.weights())
+    one.close()
+
+
+def test_a_home_whose_database_was_remade_trains_on_to_the_same_weights(bench: Callable[..., Bench]) -> None:
+    straight, one = half_way(bench()), half_way(bench())
+    (straight := straight.restarted()).run(straight.client.list_jobs([JobState.RUNNING])[0])
+    straight.drain()
+    begins = one.step()
+    one.close()
+    for path in one.home.root.glob("stoke.db*"):
+        path.unlink()
+    made = rebuild.rebuild(one.home)
+    assert (made.datasets, made.queued) == (3, 2)
+    goes_on(Bench(one.home), straight, begins)
+
+
+def test_a_home_restored_from_its_backup_trains_on_to_the_same_weights(
+    bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    straight, one = half_way(bench()), half_way(bench())
+    offsite.run(one.home, one.db, "a test", str(tmp_path / "away"))
+    (straight := straight.restarted()).run(straight.client.list_jobs([JobState.RUNNING])[0])
+    straight.drain()
+    begins = one.step()
+    one.close()
+    shutil.rmtree(one.home.root)
+    restoring.restore(open_location(str(tmp_path / "away")), tmp_path / "new")
+    anew = Bench(Home.open(tmp_path / "new"))
+    assert control.current(anew.db) == "pause"
+    assert rows_of_datasets(anew) == rows_of_datasets(straight, begins)
+    control.request(anew.db, "resume")
+    goes_on(anew, straight, begins)
 
 
 def state_of(home: Home) -> str:

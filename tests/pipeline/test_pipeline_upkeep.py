@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -14,9 +15,10 @@ import pytest
 from stokehold.core.config import Config
 from stokehold.core.records import JobState
 from stokehold.pipeline import upkeep
-from stokehold.store import backups, events, job_rows, offsite, tables
+from stokehold.store import backups, events, job_rows, nights, offsite, tables
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
+from stokehold.supervisor.main import Supervisor
 
 PATIENCE_S = 120
 
@@ -66,18 +68,60 @@ def test_the_schedule_is_at_three_in_the_zone_of_the_machine_and_asks_for_no_los
     assert not found["automatic_backfill"]
     assert client.list_jobs() == [], "a home of today has nothing to make up for"
     monkeypatch.setenv("TZ", "nowhere")
-    ZoneInfo(upkeep.time_zone())
+    ZoneInfo(nights.time_zone())
 
 
-def test_a_home_without_a_snapshot_of_today_has_one_once(home: Home, client: JobsClient) -> None:
+def test_a_home_without_a_snapshot_of_the_night_has_one_once(home: Home, client: JobsClient) -> None:
     age(client)
-    assert upkeep.is_overdue(home, client.db)
+    now = datetime.now(UTC)
     for _ in range(3):
         upkeep.start(home, client)
-    waiting = [job.id for job in client.list_jobs([JobState.QUEUED])]
-    assert waiting == [f"snapshot-{datetime.now(UTC):%Y%m%d}"]
+    (waiting,) = client.list_jobs([JobState.QUEUED])
+    assert waiting.id == f"snapshot-{nights.last_night(now):%Y%m%d}"
     backups.snapshot(home, client.db, "by hand")
-    assert not upkeep.is_overdue(home, client.db)
+    assert not nights.is_missed(home, client.db, datetime.now(UTC))
+
+
+def test_a_night_is_missed_when_three_oclock_passed_without_a_snapshot(
+    home: Home, client: JobsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    taken = datetime.fromisoformat(backups.snapshot(home, client.db, "by hand").created)
+    day = nights.last_night(taken + timedelta(days=1)) + timedelta(days=1)  # a night after it
+    at = [day + timedelta(seconds=s) for s in (-1, 0, 5 * 3600)]
+    assert [nights.last_night(moment) for moment in at] == [day - timedelta(days=1), day, day]
+    assert {moment.hour for moment in map(nights.last_night, at)} == {3}
+    assert nights.is_missed(home, client.db, at[1])
+    assert not nights.is_missed(home, client.db, taken + timedelta(seconds=1))
+    assert nights.is_missed(home, client.db, taken - timedelta(days=400)), "a snapshot of the future says nothing"
+    made = nights.make_up(home, client, at[2])
+    assert made is not None
+    assert made.id == f"snapshot-{day:%Y%m%d}"
+    assert nights.make_up(home, client, at[2]) is None, "it waits already"
+    job_rows.set_state(client.db, made.id, JobState.FAILED)
+    assert nights.make_up(home, client, at[2]) is None, "once for each night"
+    assert nights.make_up(home, client, at[2] + timedelta(days=1)) is not None
+
+
+def test_a_night_that_the_machine_slept_through_is_made_up_when_it_wakes(home: Home, client: JobsClient) -> None:
+    age(client)
+    upkeep.start(home, client)
+    (of_the_start,) = client.list_jobs([JobState.QUEUED])
+    job_rows.set_state(client.db, of_the_start.id, JobState.COMPLETED)
+    with client.db.write() as connection:
+        connection.execute(tables.jobs.delete().where(tables.jobs.c.id == of_the_start.id))
+    supervisor = Supervisor(home, client, [])
+    before = supervisor._clocks
+    supervisor._notice(
+        replace(before, monotonic_s=before.monotonic_s + 60, boot_s=before.boot_s + 60, wall_s=before.wall_s + 60)
+    )
+    assert client.list_jobs([JobState.QUEUED]) == [], "nothing was noticed"
+    slept = supervisor._clocks
+    supervisor._notice(replace(slept, boot_s=slept.boot_s + 7 * 3600, wall_s=slept.wall_s + 7 * 3600))
+    assert [job.kind for job in client.list_jobs([JobState.QUEUED])] == ["snapshot"]
+    told = [event.text for event in events.events(client.db)]
+    assert "the machine slept for 7 h" in told
+    assert any("the snapshot of the night is made up" in text for text in told)
 
 
 WORKER = """
@@ -98,7 +142,7 @@ def test_a_worker_does_it_and_the_row_of_a_triggered_run_says_so(home: Home, cli
     age(client)
     worker = subprocess.Popen([sys.executable, "-c", WORKER, str(home.root)])
     try:
-        job = f"snapshot-{datetime.now(UTC):%Y%m%d}"
+        job = f"snapshot-{nights.last_night(datetime.now(UTC)):%Y%m%d}"
         end_s = time.monotonic() + PATIENCE_S
         while not any(found.id == job and found.state is JobState.COMPLETED for found in client.list_jobs()):
             assert time.monotonic() < end_s, events.events(client.db)

@@ -11,6 +11,8 @@ import pytest
 
 from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
+from stokehold.store.drills import Drill
+from stokehold.store.offsite import Standing
 from stokehold.supervisor import alerts
 from stokehold.supervisor.facts import Facts, Machine
 from stokehold.supervisor.status import from_facts
@@ -163,3 +165,39 @@ def test_little_room_warns_and_very_little_makes_training_wait() -> None:
         ("disk_short", alerts.WARNING),
         ("disk_pause", alerts.CRITICAL),
     ]
+
+
+def standing(taken: str | None, **changes: Any) -> Standing:
+    return Standing(**{"snapshot": "s", "taken": taken, "ok": True, "location": None, "error": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("backup", "location", "text"),
+    [
+        (None, "", None),
+        (None, "/away", "nothing was copied to /away yet"),
+        (standing("2025-12-30T01:00:00.000Z"), "", None),
+        (standing("2025-12-30T00:59:59.000Z"), "", "last backup: 48 hours old"),
+        (standing("2027-01-01T00:00:00.000Z"), "", None),
+        (standing(None, location="/away"), "/away", "last backup in /away: none yet"),
+        (
+            standing("2025-12-22T01:00:00.000Z", ok=False, location="/away", error="cannot be reached"),
+            "/away",
+            "last backup in /away: 240 hours old; the last try: cannot be reached",
+        ),
+    ],
+)
+def test_two_nights_without_a_backup_are_told(backup: Standing | None, location: str, text: str | None) -> None:
+    found = alerts.backup_stale(backup, location, NOW)
+    assert (found.text if found else None) == text
+    facts = Facts(Config.model_validate({"store": {"backup_to": location}}), NOW, backup=backup)
+    assert ("backup_stale" in kinds(facts)) is (text is not None)
+
+
+def test_a_drill_that_failed_is_told_until_one_succeeds() -> None:
+    failed = Drill("v0007", False, "a log-probability is off by 2 nats", created=NOW)
+    (told,) = from_facts(Facts(Config(), NOW, drill=failed))["active_alerts"]
+    assert (told["kind"], told["severity"]) == ("drill_failed", alerts.CRITICAL)
+    assert "v0007 failed: a log-probability is off by 2 nats; `stoke versions verify v0007`" in told["text"]
+    for ok in (True, None):  # without anything recorded there is nothing to be told of
+        assert kinds(Facts(Config(), NOW, drill=replace(failed, ok=ok))) == set()

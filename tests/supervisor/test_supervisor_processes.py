@@ -12,12 +12,23 @@ from typing import Any
 import orjson
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from stokehold.core.config import Config, parse_config
-from stokehold.store import events
+from stokehold.store import events, job_rows
 from stokehold.store.database import Database
 from stokehold.store.home import Home
-from stokehold.supervisor.processes import SPARE_AFTER_S, SPARE_AGAIN_S, Child, Role, holder, tail, worker_environment
+from stokehold.store.jobs import JobsClient
+from stokehold.supervisor.processes import (
+    SPARE_AFTER_S,
+    SPARE_AGAIN_S,
+    Child,
+    Role,
+    holder,
+    roles,
+    tail,
+    worker_environment,
+)
 from stokehold.telemetry.cores import core_count
 
 HERE = Path(__file__).parent
@@ -57,6 +68,16 @@ def test_the_environment_is_set_before_the_worker_starts() -> None:
     assert found["HF_HUB_OFFLINE"] == found["DO_NOT_TRACK"] == "1"
     three = parse_config({"training": {"threads": 3}})
     assert worker_environment(three)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(("evaluator", "names"), [("share", "trainer web"), ("cpu", "trainer evaluator web")])
+def test_an_evaluator_of_its_own_is_a_child_with_a_place_of_its_own(tmp_path: Path, evaluator: str, names: str) -> None:
+    home = Home.create(tmp_path / "home", parse_config({"devices": {"evaluator": evaluator}}))
+    found = {role.name: role for role in roles(home)}
+    assert " ".join(found) == names
+    if "evaluator" in found:
+        assert not {*found["trainer"].locks} & {*found["evaluator"].locks}
+        assert found["trainer"].environment == found["evaluator"].environment, "threads are part of exactness"
 
 
 def test_a_child_gets_its_environment_and_leaves_when_let_go(child: Callable[..., Child]) -> None:
@@ -225,6 +246,25 @@ def test_children_go_when_the_supervisor_is_killed_outright(up: Callable[[str, s
     house.process.kill()
     house.process.wait()
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def test_what_an_evaluator_that_is_no_more_was_at_goes_to_the_trainer(
+    up: Callable[[str, str], Up], client: JobsClient
+) -> None:
+    job = client.enqueue("evaluate", {"step": 1, "weights": "w"})
+    job_rows.begin(client.db, job.id)
+    with client.db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE workflow_status SET status = 'PENDING', executor_id = 'evaluator-0'"))
+
+    def status() -> str:
+        with client.db.read() as connection:
+            return str(connection.execute(sa.text("SELECT status FROM workflow_status")).scalar_one())
+
+    up("serve", "serve")
+    until(lambda: status() == "ENQUEUED")
+    assert [event.text for event in events.events(client.db, kind="adopted")] == [
+        "1 unfinished jobs were taken up again"
+    ]
 
 
 def test_a_crash_loop_gives_up_one_role_and_spares_the_other(up: Callable[[str, str], Up], db: Database) -> None:

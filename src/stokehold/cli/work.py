@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
-from stokehold.core.errors import BusyError, InputError
+from stokehold.core.errors import BusyError, InputError, UsageError
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
 
@@ -48,11 +48,20 @@ def evaluate(
 def compare(
     a: Annotated[str, typer.Argument(help="The reference.")],
     b: Annotated[str, typer.Argument(help="What is judged against it.")],
+    until_decided: Annotated[bool, typer.Option("--until-decided", help="Draws fresh problems as needed.")] = False,
+    max_items: Annotated[int | None, typer.Option(help="Problems drawn at most; 2000.", min=1)] = None,
+    html: Annotated[Path | None, typer.Option(help="Writes a page that needs no network.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Writes a table for a paper.")] = None,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
     """Says whether B is better than A, by paired statistics on shared items."""
-    become(Home.open(home_path), "stokehold.pipeline.judge", ["compare", a, b, *flag("--json", as_json)])
+    written = [*flag("--html", html and html.absolute()), *flag("--markdown", markdown and markdown.absolute())]
+    if until_decided and written:
+        raise UsageError("drawn problems have no report", "--until-decided", "leave out --html and --markdown")
+    drawn = [*flag("--until-decided", until_decided), *flag("--max-items", max_items)]
+    options = [*drawn, *written, *flag("--json", as_json)]
+    become(Home.open(home_path), "stokehold.pipeline.judge", ["compare", a, b, *options])
 
 
 def serve(

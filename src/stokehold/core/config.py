@@ -156,12 +156,29 @@ class EvaluationConfig(Section):
     """Answers also end at this multiple of their gold answer's tokens plus 16; 0 for no such end."""
     batch_size: int = Field(64, ge=1)
     """Items generated together."""
+    draws: int = Field(0, ge=0)
+    """Answers drawn for each item beside the greedy one, for pass@k and self-consistency."""
+    temperature: float = Field(1.0, gt=0)
+    """Of drawn answers; greedy ones have none."""
     equivalence_margin: float = Field(0.02, gt=0, lt=1)
     """A difference in exact match that does not matter."""
     overhead: float = Field(0.1, ge=0)
     """Largest share of training time for evaluations inside a file; a costlier one waits. 0 for no limit."""
     rollback_margin: float = Field(0.2, gt=0, le=1)
     """A loss of exact match against the champion beyond which training goes on from the champion at once."""
+
+
+class JudgeConfig(Section):
+    url: str = ""
+    """Where a judge answers, up to `/v1` (`http://127.0.0.1:8000/v1`); empty asks nobody."""
+    model: str = ""
+    """Name of the model that judges, as its server knows it."""
+    api_key_env: str = ""
+    """Environment variable that holds the server's key; empty sends none."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds that one reply may take."""
+    concurrency: int = Field(4, ge=1)
+    """Questions that are asked at the same time."""
 
 
 class ImprovementConfig(Section):
@@ -175,6 +192,10 @@ class ImprovementConfig(Section):
     """Rows per generated file."""
     failure_share: float = Field(0.3, ge=0, le=1)
     """Largest share of a generated file that answers mined failures."""
+    unsure_below: float = Field(0.0, ge=0, le=1)
+    """Right answers given with less confidence than this are mined like failures; 0 for none."""
+    correction_share: float = Field(0.0, ge=0, le=1)
+    """Share of a generated file that corrects errors which come again: is this correct, find the correct solution."""
     max_depth: int = Field(2, ge=0)
     """Longest queue that generation may add to."""
     max_files: int = Field(0, ge=0)
@@ -184,8 +205,13 @@ class ImprovementConfig(Section):
 class DevicesConfig(Section):
     trainer: str = "cpu"
     """`cpu` or `cuda:N`."""
-    evaluator: str = "share"
-    """`share` evaluates inside the trainer process between steps."""
+    evaluator: str = Field("share", pattern=r"^(share|cpu|cuda(:\d+)?)$")
+    """`share` evaluates inside the trainer process between steps; `cpu` or `cuda:N` in a process of its own."""
+
+    @property
+    def own_evaluator(self) -> bool:
+        """Whether checkpoints are judged by a process of their own while training goes on."""
+        return self.evaluator != "share"
 
 
 class TelemetryConfig(Section):
@@ -258,6 +284,8 @@ class Config(Section):
     """Weights of the loss components."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out work and the verdict."""
+    judge: JudgeConfig = JudgeConfig()
+    """A model that judges the answers of suites with the scorer `judge`."""
     improvement: ImprovementConfig = ImprovementConfig()
     """What the model got wrong becomes the next file."""
     devices: DevicesConfig = DevicesConfig()

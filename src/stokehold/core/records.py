@@ -310,7 +310,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Paired comparison of B against A on shared items. Deltas are B - A; `delta_exact` in [-1, 1], NLL in nats."""
+    """Paired comparison of B against A on shared items. Deltas are B - A; `delta_exact` in [-1, 1], NLL in nats.
+
+    `p_value` is that of correctness, `p_nll` that of likelihood, each alone; intervals are 95 %, each alone.
+    `p_adjusted` is the smaller of the two after Holm's correction over all tests of the comparison; nothing is claimed
+    above `alpha`, the chance that BETTER or WORSE is said anywhere in it were A and B alike. Items of one of the
+    `clusters` may be right or wrong together. `margin` is the difference of exact match that does not matter, and
+    `smallest_detectable` the one that so many items show with 80 % power. `items_needed` in all would settle an
+    INCONCLUSIVE one, were the differences found the true ones. `by_suite` is empty where there is but one suite.
+    """
 
     verdict: Verdict
     items: int
@@ -320,6 +328,14 @@ class Comparison:
     delta_nll_per_token: float | None = None
     delta_nll_ci: tuple[float, float] | None = None
     reason: str | None = None
+    alpha: float | None = None
+    margin: float | None = None
+    clusters: int | None = None
+    p_nll: float | None = None
+    p_adjusted: float | None = None
+    smallest_detectable: float | None = None
+    items_needed: int | None = None
+    by_suite: Mapping[str, "Comparison"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ def readings_of(rows: Sequence[Mapping[str, Any]], suite: str | None = None) -> 
             exact=None if row["score"] is None else row["score"] == 1.0,
             gold_nll=row["gold_nll"],
             gold_tokens=row["gold_tokens"],
+            suite=row["suite"],
+            cluster=row.get("cluster"),
         )
         for row in rows
         if suite is None or row["suite"] == suite

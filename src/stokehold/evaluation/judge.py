@@ -7,32 +7,46 @@ that there was nothing to judge. Everything else is `broken`, with its reason an
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from stokehold.core.records import Completion, Sample, Score, SuiteResult, SuiteState
-from stokehold.evaluation.canaries import dead_canary
+from stokehold.evaluation.calibration import calibrate
+from stokehold.evaluation.canaries import Health, examine
+from stokehold.evaluation.confidence import CALIBRATED, signals
+from stokehold.evaluation.draws import drawn_parts
+from stokehold.evaluation.judging import Opinion
 from stokehold.evaluation.metrics import mean, weighted_mean, wilson
 from stokehold.evaluation.scorers import score
 
 
 def judge_suite(
-    name: str, samples: Sequence[Sample], completions: Sequence[Completion]
+    name: str,
+    samples: Sequence[Sample],
+    completions: Sequence[Completion],
+    opinions: Mapping[str, Opinion] | None = None,
+    draws: Sequence[Sequence[Completion]] = (),
 ) -> tuple[SuiteResult, list[Score]]:
     """The suite's readings and one score per sample, in order. `completions` answer `samples` one to one.
 
-    `n` counts items with a reading: a score, or for plain text a likelihood. `exact` is over the scored ones.
+    `n` counts items with a reading: a score, or for plain text a likelihood; where nothing is left because golds
+    contradict one another, their likelihoods. `exact` is over the scored ones. `opinions`: what a judge said. `draws`:
+    for each item the answers drawn beside the greedy one, or nothing at all.
     """
     if not samples:
         return SuiteResult(name, SuiteState.NO_DATA, n=0, reason="the suite has no items"), []
     if [sample.id for sample in samples] != [completion.sample_id for completion in completions]:
         scores = [Score(None, reason="completions do not answer the suite's items")] * len(samples)
         return _broken(name, scores, "completions do not answer the suite's items one to one"), scores
-    scores = [score(sample, completion) for sample, completion in zip(samples, completions, strict=True)]
-    if fault := dead_canary(samples) or _not_finite(completions):
+    health = examine(samples, opinions)
+    scores = _scores(samples, completions, opinions, health)
+    if fault := health.dead or _not_finite(completions):
         return _broken(name, scores, fault), scores
     read = sum(_was_read(*item) for item in zip(samples, completions, scores, strict=True))
+    read = read or sum(completions[place].gold_nll is not None for place in health.contradicted)
     if not read:
         return _broken(name, scores, f"nothing could be scored: {scores[0].reason}"), scores
-    return _readings(name, read, samples, completions, scores), scores
+    result = _readings(name, read, samples, completions, scores)
+    return (replace(result, parts={**result.parts, **drawn_parts(samples, draws)}) if draws else result), scores
 
 
 def overall_state(results: Iterable[SuiteResult]) -> SuiteState:
@@ -43,15 +57,29 @@ def overall_state(results: Iterable[SuiteResult]) -> SuiteState:
     return SuiteState.OK if SuiteState.OK in states else SuiteState.NO_DATA
 
 
+def _scores(
+    samples: Sequence[Sample], completions: Sequence[Completion], opinions: Mapping[str, Opinion] | None, health: Health
+) -> list[Score]:
+    found = []
+    for place, (sample, completion) in enumerate(zip(samples, completions, strict=True)):
+        fault = health.fault(place)
+        found.append(score(sample, completion, opinions) if fault is None else Score(None, reason=fault))
+    return found
+
+
 def _readings(
     name: str, read: int, samples: Sequence[Sample], completions: Sequence[Completion], scores: Sequence[Score]
 ) -> SuiteResult:
     scored = [found for found in scores if found.value is not None]
     right = sum(found.exact for found in scored)
     parts: dict[str, list[float]] = defaultdict(list)
-    for found in scored:
+    for found in scores:  # an unscored one may have parts: how often a judge agreed with itself
         for part, share in found.parts.items():
             parts[part].append(share)
+    confidence = calibrate(
+        [signals(completion)[CALIBRATED] for completion in completions],
+        [None if found.value is None else found.exact for found in scores],
+    )
     return SuiteResult(
         suite=name,
         state=SuiteState.OK,
@@ -66,6 +94,12 @@ def _readings(
         ),
         parts={part: value for part, values in parts.items() if (value := mean(values)) is not None},
         by_level=_by_level(samples, scores),
+        confidence=CALIBRATED,
+        ece=confidence.ece,
+        ece_equal_mass=confidence.ece_equal_mass,
+        smooth_ece=confidence.smooth_ece,
+        brier=confidence.brier.score if confidence.brier else None,
+        ties=sum(completion.tie for completion in completions),
     )
 
 

@@ -1,69 +1,95 @@
 """Is B better than A? A paired answer over the items that both were judged on, with its uncertainty.
 
-Two readings of every item are compared: the likelihood of the gold answer (paired bootstrap of nats per token, the
-more sensitive one) and correctness (exact McNemar test). Correctness outranks likelihood where both speak. Equal
-readings on every item are EQUIVALENT; too little evidence is INCONCLUSIVE, never a guess.
+Two readings of every item are compared: the likelihood of the gold answer and correctness. Each has an exact test that
+respects clusters (`significance`); Holm's correction over both tests, and over the suites beside the whole, keeps the
+chance that anything at all is called different, where nothing is, at `alpha`. Correctness outranks likelihood where
+both speak. Equal readings on every item are EQUIVALENT; too little evidence is INCONCLUSIVE, never a guess.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
+from stokehold.core.records import Comparison, Verdict
+from stokehold.evaluation.bootstrap import bootstrap_interval
+from stokehold.evaluation.noise import NoiseFloor
+from stokehold.evaluation.paired import (
+    FEWEST_CLUSTERS,
+    ItemReading,
+    Pair,
+    by_suite,
+    cluster_of,
+    correctness,
+    item_readings,
+    likelihood,
+)
+from stokehold.evaluation.power import (
+    effective_counts,
+    items_needed,
+    paired_share_error,
+    paired_share_interval,
+    smallest_detectable,
+)
+from stokehold.evaluation.significance import holm, mcnemar_clustered, sign_flip
 
-from stokehold.core.records import Comparison, Completion, Score, Verdict
-from stokehold.evaluation.metrics import Z_95
+__all__ = ["ALPHA", "ItemReading", "compare", "item_readings", "items_needed"]
 
-ALPHA = 0.05
-"""Chance of calling equal models different, for each of the two tests."""
+ALPHA = 0.01
+"""Chance that one comparison calls equal models different, all its tests and suites together."""
 
-RESAMPLES = 4000
-"""Bootstrap resamples: the ends of a 95 % interval move by about 2 % of its width between seeds."""
-
-MIN_BOOTSTRAP_ITEMS = 10
-"""Below this the percentile bootstrap covers far less than it says; likelihood then decides nothing."""
-
-RESAMPLE_CELLS = 2**21
-"""Indices drawn at once: 16 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class ItemReading:
-    """What one model showed on one item; None where it was not measured. `gold_nll` is in nats per gold token."""
-
-    sample_id: str
-    exact: bool | None
-    gold_nll: float | None = None
-    gold_tokens: int | None = None
+WHOLE_SHARE = 0.5
+"""Share of alpha that the verdict over all suites begins with; the suites divide the rest evenly."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """The two tests; None where there was nothing to test. Deltas are B - A."""
+    """Readings of some pairs; None where there was nothing to test. Deltas are B - A."""
 
+    items: int
+    clusters: int
+    identical: bool
     exact: float | None = None
     exact_ci: tuple[float, float] | None = None
-    p_value: float | None = None
+    exact_error: float | None = None
+    p_exact: float | None = None
     nll: float | None = None
     nll_ci: tuple[float, float] | None = None
+    p_nll: float | None = None
+    nll_agrees: bool = False
+    """Whether most items and the mean moved the same way."""
 
 
-def item_readings(completions: Sequence[Completion], scores: Sequence[Score], suite: str = "") -> list[ItemReading]:
-    """Readings of one suite; with `suite`, ids carry its name, so that suites can be compared together."""
-    return [
-        ItemReading(
-            sample_id=f"{suite}/{done.sample_id}" if suite else done.sample_id,
-            exact=None if found.value is None else found.exact,
-            gold_nll=done.gold_nll,
-            gold_tokens=done.gold_tokens,
-        )
-        for done, found in zip(completions, scores, strict=True)
-    ]
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a claim must pass, beside its own p-values."""
+
+    margin: float
+    alpha: float
+    floor: NoiseFloor | None
 
 
-def compare(a: Sequence[ItemReading], b: Sequence[ItemReading], margin: float, seed: int = 0) -> Comparison:
-    """B against A on shared items. `margin` is the difference in exact match that does not matter."""
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """Adjusted p-values, and the level at which correctness was tested to begin with."""
+
+    nll: float | None
+    exact: float | None
+    level: float
+
+
+def compare(
+    a: Sequence[ItemReading],
+    b: Sequence[ItemReading],
+    margin: float,
+    seed: int = 0,
+    alpha: float = ALPHA,
+    floor: NoiseFloor | None = None,
+) -> Comparison:
+    """B against A on shared items; `seed` moves the ends of the likelihood's interval, never the verdict.
+
+    `margin` is the difference in exact match that does not matter. `alpha` bounds the chance that anything is called
+    BETTER or WORSE, the whole or a suite, where A and B are alike. What is not beyond `floor` is never called so.
+    """
     first, second = {item.sample_id: item for item in a}, {item.sample_id: item for item in b}
     if len(first) < len(a) or len(second) < len(b):
         return Comparison(Verdict.BROKEN, 0, reason="an item was judged twice in one evaluation")
@@ -75,115 +101,124 @@ def compare(a: Sequence[ItemReading], b: Sequence[ItemReading], margin: float, s
     if not shared:
         return Comparison(Verdict.INCONCLUSIVE, 0, reason="no item was judged on both")
     pairs = [(first[name], second[name]) for name in shared]
-    likely = [(x, y) for x, y in pairs if _has_nll(x) and _has_nll(y)]
-    scored = [(x, y) for x, y in pairs if x.exact is not None and y.exact is not None]
-    if not likely and not scored:
+    whole, suites = _measured(pairs, seed), by_suite(pairs)
+    if whole.p_exact is None and whole.p_nll is None:
         return Comparison(Verdict.INCONCLUSIVE, 0, reason="no shared item has a reading on both")
-    evidence = _evidence(scored, likely, seed)
-    verdict, reason = _decide(evidence, margin, len(shared), identical=_identical(pairs))
-    return Comparison(
-        verdict,
-        len(shared),
-        evidence.exact,
-        evidence.exact_ci,
-        evidence.p_value,
-        evidence.nll,
-        evidence.nll_ci,
-        reason,
+    parts = {name: _measured(own, seed) for name, own in suites.items()} if len(suites) > 1 else {}
+    rule = _Rule(margin, alpha, floor)
+    tested, tested_parts = _adjusted(whole, parts, alpha)
+    found = {name: _judged(part, tested_parts[name], rule) for name, part in parts.items()}
+    return replace(_judged(whole, tested, rule), by_suite=found)
+
+
+def _measured(pairs: Sequence[Pair], seed: int) -> _Evidence:
+    right, likely = correctness(pairs), likelihood(pairs)
+    found = _Evidence(
+        len(pairs), len({cluster_of(pair) for pair in pairs}), all(x.shown == y.shown and x.likely for x, y in pairs)
     )
+    if right is not None:
+        counts = effective_counts(right)
+        found = replace(
+            found,
+            exact=(right.gained - right.lost) / int(right.sizes.sum()),
+            exact_ci=paired_share_interval(*counts),
+            exact_error=paired_share_error(*counts),
+            p_exact=mcnemar_clustered(right.net),
+        )
+    if likely is not None:
+        changes, enough = likely.changes, len(likely.sums) >= FEWEST_CLUSTERS
+        found = replace(
+            found,
+            nll=likely.delta,
+            nll_ci=bootstrap_interval(likely, seed) if enough else None,
+            p_nll=sign_flip(changes),
+            nll_agrees=float(changes.sum()) * likely.delta > 0,
+        )
+    return found
 
 
-def items_needed(comparison: Comparison, margin: float) -> int | None:
-    """About how many items would bring the interval of exact match inside ± margin; None where that is unknown."""
-    if comparison.delta_exact_ci is None:
+def _adjusted(whole: _Evidence, parts: Mapping[str, _Evidence], alpha: float) -> tuple[_Tested, dict[str, _Tested]]:
+    """Weighted Holm over all tests there are: those of the whole, and of each suite where there are several."""
+    shares = {None: WHOLE_SHARE if parts else 1.0} | dict.fromkeys(parts, (1 - WHOLE_SHARE) / max(1, len(parts)))
+    tests: list[tuple[str | None, str, float]] = []
+    for name, part in ((None, whole), *parts.items()):
+        tests += [(name, kind, p) for kind, p in (("nll", part.p_nll), ("exact", part.p_exact)) if p is not None]
+    each = {name: sum(owner == name for owner, _, _ in tests) for name in shares}
+    weights = [shares[owner] / each[owner] for owner, _, _ in tests]
+    adjusted = holm([p for _, _, p in tests], weights)
+    found = {(owner, kind): p for (owner, kind, _), p in zip(tests, adjusted, strict=True)}
+    levels = {name: alpha * shares[name] / max(1, each[name]) / sum(weights) for name in shares}
+
+    def tested(name: str | None) -> _Tested:
+        return _Tested(found.get((name, "nll")), found.get((name, "exact")), levels[name])
+
+    return tested(None), {name: tested(name) for name in parts}
+
+
+def _judged(found: _Evidence, tested: _Tested, rule: _Rule) -> Comparison:
+    verdict, reason = _decided(found, tested, rule)
+    adjusted = [p for p in (tested.nll, tested.exact) if p is not None]
+    comparison = Comparison(
+        verdict,
+        found.items,
+        found.exact,
+        found.exact_ci,
+        found.p_exact,
+        found.nll,
+        found.nll_ci,
+        reason,
+        alpha=rule.alpha,
+        margin=rule.margin,
+        clusters=found.clusters,
+        p_nll=found.p_nll,
+        p_adjusted=min(adjusted, default=None),
+        smallest_detectable=None if found.exact_error is None else smallest_detectable(found.exact_error, tested.level),
+    )
+    if verdict is not Verdict.INCONCLUSIVE:
+        return comparison
+    return replace(comparison, items_needed=items_needed(comparison, rule.margin))
+
+
+def _decided(found: _Evidence, tested: _Tested, rule: _Rule) -> tuple[Verdict, str]:
+    if found.identical:
+        return Verdict.EQUIVALENT, f"the same readings on all {found.items} items"
+    if claim := _claimed(found.exact, tested.exact, rule.alpha, rule.floor.exact if rule.floor else 0.0):
+        delta, p = claim
+        return (Verdict.BETTER if delta > 0 else Verdict.WORSE), f"exact match {delta:+.3f}, adjusted p = {p:.2g}"
+    if claim := _claimed(found.nll, tested.nll, rule.alpha, rule.floor.nll if rule.floor else 0.0):
+        return _by_likelihood(*claim, found, rule.margin)
+    return _undecided(found, rule, tested)
+
+
+def _claimed(delta: float | None, p: float | None, alpha: float, floor: float) -> tuple[float, float] | None:
+    """The difference and its p-value where they carry a verdict."""
+    if delta is None or p is None:
         return None
-    low, high = comparison.delta_exact_ci
-    # The half-width falls with the root of the number of items.
-    return max(comparison.items, math.ceil(comparison.items * ((high - low) / 2 / margin) ** 2))
+    return (delta, p) if p <= alpha and abs(delta) > floor else None
 
 
-def mcnemar_exact(lost: int, gained: int) -> float:
-    """Two-sided p that `lost` and `gained` discordant items come from a fair coin; 1 when there are none."""
-    n, fewer = lost + gained, min(lost, gained)
-    tail = ways = 1
-    for k in range(fewer):
-        ways = ways * (n - k) // (k + 1)
-        tail += ways
-    # Whole numbers until the end: exact at any n.
-    return min(1.0, 2 * tail / (1 << n))
+def _by_likelihood(nll: float, p: float, found: _Evidence, margin: float) -> tuple[Verdict, str]:
+    better, exact = nll < 0, found.exact
+    said = f"gold answers {'more' if better else 'less'} likely ({nll:+.4f} nats per token, adjusted p = {p:.2g})"
+    if not found.nll_agrees:
+        return Verdict.INCONCLUSIVE, f"{said}, but most items moved the other way"
+    if exact is not None and (exact < -margin if better else exact > margin):
+        return Verdict.INCONCLUSIVE, f"{said}, but exact match {exact:+.3f}"
+    return (Verdict.BETTER if better else Verdict.WORSE), said
 
 
-def paired_share_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two paired shares over n > 0 items (Bonett and Price 2012, adjusted Wald).
-
-    It keeps a width where no item differs: ten items on which two models agree do not prove them equal.
-    """
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = Z_95 * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return max(-1.0, up - down - half), min(1.0, up - down + half)
-
-
-def bootstrap_nll(pairs: Sequence[tuple[ItemReading, ItemReading]], seed: int) -> tuple[float, tuple[float, float]]:
-    """Difference B - A of nats per token, and its 95 % percentile interval over resampled items."""
-    table = np.array([_sums(x) + _sums(y) for x, y in pairs], dtype=np.float64)  # [items, 4]
-    random = np.random.default_rng(seed)
-    chunk = max(1, RESAMPLE_CELLS // len(table))
-    deltas: list[NDArray[np.float64]] = []
-    for start in range(0, RESAMPLES, chunk):
-        drawn = random.integers(0, len(table), size=(min(chunk, RESAMPLES - start), len(table)))
-        sums = np.stack([column[drawn].sum(axis=1) for column in table.T], axis=1)
-        deltas.append(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1])
-    low, high = np.quantile(np.concatenate(deltas), [ALPHA / 2, 1 - ALPHA / 2])
-    nats_a, tokens_a, nats_b, tokens_b = table.sum(axis=0)
-    return float(nats_b / tokens_b - nats_a / tokens_a), (float(low), float(high))
+def _undecided(found: _Evidence, rule: _Rule, tested: _Tested) -> tuple[Verdict, str]:
+    """Neither better nor worse: proven to be within the margin, or not told apart."""
+    if found.exact_ci is None or found.exact_error is None:
+        return Verdict.INCONCLUSIVE, f"likelihood alone shows no difference on {found.items} items"
+    low, high = found.exact_ci
+    if -rule.margin <= low and high <= rule.margin and found.clusters >= FEWEST_CLUSTERS:
+        return Verdict.EQUIVALENT, f"exact match differs by less than {rule.margin:g}"
+    seen = smallest_detectable(found.exact_error, tested.level)
+    items = f"{found.items} items" + (f" in {found.clusters} clusters" if found.clusters < found.items else "")
+    beyond = ", and what was found is not beyond the noise floor" if _significant(tested, rule.alpha) else ""
+    return Verdict.INCONCLUSIVE, f"{items} cannot tell differences of exact match below {seen:.3f}{beyond}"
 
 
-def _evidence(
-    scored: Sequence[tuple[ItemReading, ItemReading]], likely: Sequence[tuple[ItemReading, ItemReading]], seed: int
-) -> _Evidence:
-    exact = exact_ci = p_value = nll = nll_ci = None
-    if scored:
-        lost = sum(bool(x.exact) and not y.exact for x, y in scored)
-        gained = sum(bool(y.exact) and not x.exact for x, y in scored)
-        exact = (gained - lost) / len(scored)
-        exact_ci = paired_share_interval(lost, gained, len(scored))
-        p_value = mcnemar_exact(lost, gained)
-    if likely:
-        nll, nll_ci = bootstrap_nll(likely, seed)
-        nll_ci = nll_ci if len(likely) >= MIN_BOOTSTRAP_ITEMS else None
-    return _Evidence(exact, exact_ci, p_value, nll, nll_ci)
-
-
-def _decide(evidence: _Evidence, margin: float, items: int, identical: bool) -> tuple[Verdict, str]:
-    if identical:
-        return Verdict.EQUIVALENT, f"the same readings on all {items} items"
-    delta, p_value, nll_ci = evidence.exact, evidence.p_value, evidence.nll_ci
-    if delta is not None and p_value is not None and p_value < ALPHA:
-        return (Verdict.BETTER if delta > 0 else Verdict.WORSE), f"exact match {delta:+.3f}, p = {p_value:.2g}"
-    if nll_ci is not None and (nll_ci[1] < 0 or nll_ci[0] > 0):
-        better = nll_ci[1] < 0
-        likelihood = f"gold answers {'more' if better else 'less'} likely ({evidence.nll:+.4f} nats per token)"
-        if delta is not None and (delta < -margin if better else delta > margin):
-            return Verdict.INCONCLUSIVE, f"{likelihood}, but exact match {delta:+.3f}"
-        return (Verdict.BETTER if better else Verdict.WORSE), likelihood
-    if evidence.exact_ci is None:
-        return Verdict.INCONCLUSIVE, f"likelihood alone shows no difference on {items} items"
-    low, high = evidence.exact_ci
-    if -margin <= low and high <= margin:
-        return Verdict.EQUIVALENT, f"exact match differs by less than {margin:g}"
-    return Verdict.INCONCLUSIVE, f"{items} items cannot tell differences of exact match below {(high - low) / 2:.3f}"
-
-
-def _identical(pairs: Sequence[tuple[ItemReading, ItemReading]]) -> bool:
-    """Whether both showed the same on every item: then what differs cannot be seen here, and chance has no part."""
-    return all(x == y and _has_nll(x) for x, y in pairs)
-
-
-def _has_nll(item: ItemReading) -> bool:
-    return item.gold_nll is not None and bool(item.gold_tokens)
-
-
-def _sums(item: ItemReading) -> tuple[float, float]:
-    """(nats, tokens) of the gold answer."""
-    tokens = float(item.gold_tokens or 0)
-    return (item.gold_nll or 0.0) * tokens, tokens
+def _significant(tested: _Tested, alpha: float) -> bool:
+    return any(p is not None and p <= alpha for p in (tested.nll, tested.exact))

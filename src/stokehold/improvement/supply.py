@@ -1,6 +1,6 @@
 """Fresh training problems for one generated file: no problem twice, none held out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from stokehold.core.errors import StokeholdError
 from stokehold.core.identity import content_hash
@@ -21,6 +21,10 @@ class Supply:
         self._seed = seed
         self._seen: set[str | None] = set()
         self._draws: dict[tuple[str, int], Iterator[Sample]] = {}
+
+    def keep_out(self, samples: Iterable[Sample]) -> None:
+        """These problems are in the file already."""
+        self._seen.update(map(identity_of, samples))
 
     def take(self, family: str, level: int, count: int) -> list[Sample]:
         """The next `count` problems; fewer when the level has no more, because small spaces do end.

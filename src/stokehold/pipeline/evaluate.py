@@ -5,29 +5,28 @@ On one device this runs inside the trainer's process, on the live weights, betwe
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-import orjson
 
 from stokehold.core.config import Config
 from stokehold.core.identity import short_id
-from stokehold.core.records import Completion, Evaluation, Sample, Score, SuiteResult
-from stokehold.evaluation.judge import judge_suite
+from stokehold.core.records import Completion, Evaluation, Sample
+from stokehold.evaluation.scorers import SCORERS_VERSION
 from stokehold.inference.engine import Engine
-from stokehold.pipeline.suites import Suite
+from stokehold.pipeline.judge_model import has_failed, judge_conditions, opinions_about
+from stokehold.pipeline.judged import Judged
+from stokehold.pipeline.readings import readings
+from stokehold.pipeline.suites import Suite, keep_suites
 from stokehold.store import evaluations, journal
 from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now
 from stokehold.store.home import Home
-from stokehold.store.items import COMPLETIONS, write_items
 from stokehold.training.loop import spent
 
-ENGINE_VERSION = "greedy-1"
+ENGINE_VERSION = "draft-1"
 """Changes when the engine may answer otherwise; evaluations across versions are not compared."""
 
+SEED = 0
+"""Of drawn answers: every evaluation draws with the same random numbers, so that weights alone make a difference."""
 
 RECENT = 10
 """Newest evaluations among which that of the last step is looked for."""
@@ -38,7 +37,9 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
     return {
         "template": engine.tokenizer.template_hash,
         "engine": ENGINE_VERSION,
+        "scorers": SCORERS_VERSION,
         "dtype": str(engine.model.dtype),
+        "device": engine.model.device.type,
         "max_new_tokens": str(config.evaluation.max_new_tokens),
         "gold_multiple": str(config.evaluation.gold_multiple),
     }
@@ -79,65 +80,78 @@ def evaluate_weights(
     `between` is called after every batch of items, so that a long run can report its progress. `energy_j` reads a
     running count of joules, None without a sensor.
     """
-    how = conditions(config, engine)
+    how = {**conditions(config, engine), **judge_conditions(config.judge, suites)}
     mark = fingerprint(how, suites)
-    identity = short_id(weights_hash, mark)
+    drawn = [f"{config.evaluation.draws} at {config.evaluation.temperature}"] if config.evaluation.draws else []
+    identity = short_id(weights_hash, mark, *drawn)  # greedy answers compare, whatever was drawn beside them
     if (evaluations.evaluation_folder(home, identity) / MANIFEST).is_file():
         return evaluations.load(home, identity)
     started, energy = time.perf_counter(), energy_j()
-    tokens = 0
-    results: dict[str, SuiteResult] = {}
-    lines: list[bytes] = []
-    items: list[dict[str, Any]] = []
+    judged = Judged()
     for suite in suites:
-        completions = _generate(engine, suite.samples, config, between)
-        result, scores = judge_suite(suite.name, suite.samples, completions)
-        results[suite.name] = result
-        tokens += sum(len(completion.token_ids) for completion in completions)
-        lines += [_line(suite.name, *item) for item in zip(suite.samples, completions, scores, strict=True)]
-        items += [_item(suite.name, *item) for item in zip(completions, scores, strict=True)]
+        if suite.fault is not None:
+            judged.results[suite.name] = suite.broken
+            continue
+        completions = _completions(engine, suite.samples, config, between)
+        draws = _draws(engine, suite.samples, config, between)
+        judged.add(suite, completions, opinions_about(config.judge, suite.samples, completions, between), draws)
     reach("evaluation.judged")
+    if has_failed(judged.opinions.values()):
+        identity = short_id(identity, utc_now())  # a judge that was away may be there the next time
     evaluation = Evaluation(
         id=identity,
         ref=ref,
         weights_hash=weights_hash,
         fingerprint=mark,
-        suites=results,
+        suites=judged.results,
         seconds=time.perf_counter() - started,
         path=str(evaluations.evaluation_folder(home, identity)),
         created=utc_now(),
         step=step,
         conditions=how,
         suite_hashes={suite.name: suite.hash for suite in suites},
-        tokens=tokens,
+        tokens=judged.tokens,
         joules=spent(energy, energy_j()),
     )
-    return evaluations.save(home, db, evaluation, lambda folder: _write(folder, lines, items))
+    return keep(home, db, evaluation, suites, judged)
 
 
-def _generate(
+def keep(home: Home, db: Database, evaluation: Evaluation, suites: Sequence[Suite], judged: Judged) -> Evaluation:
+    """Publishes an evaluation with its answers, its readings and the items it was made on."""
+    keep_suites(home, suites)
+    found = readings(home, db, evaluation, judged.rows)
+    return evaluations.save(home, db, evaluation, lambda folder: judged.write(folder, found))
+
+
+def _completions(
     engine: Engine, samples: Sequence[Sample], config: Config, between: Callable[[], None]
 ) -> list[Completion]:
     found: dict[int, Completion] = {}
-    evaluation = config.evaluation
-    limits = (evaluation.max_new_tokens, evaluation.batch_size, evaluation.gold_multiple)
+    settings = config.evaluation
+    limits = (settings.max_new_tokens, settings.batch_size, settings.gold_multiple)
     for part in engine.complete_batches(samples, *limits):
         found.update(part)
         between()
     return [found[number] for number in range(len(samples))]
 
 
-def _line(suite: str, sample: Sample, completion: Completion, score: Score) -> bytes:
-    kind = {key: sample.metadata.get(key) for key in ("family", "level")}
-    facts = {"suite": suite, **kind, **asdict(completion)}
-    return orjson.dumps({**facts, "score": score.value, "parts": dict(score.parts), "reason": score.reason}) + b"\n"
-
-
-def _item(suite: str, completion: Completion, score: Score) -> dict[str, Any]:
-    likelihood = {"gold_nll": completion.gold_nll, "gold_tokens": completion.gold_tokens}
-    return {"suite": suite, "sample_id": completion.sample_id, "score": score.value, **likelihood}
-
-
-def _write(folder: Path, lines: list[bytes], items: list[dict[str, Any]]) -> None:
-    (folder / COMPLETIONS).write_bytes(b"".join(lines))
-    write_items(folder, items)
+def _draws(
+    engine: Engine, samples: Sequence[Sample], config: Config, between: Callable[[], None]
+) -> list[list[Completion]]:
+    """The drawn answers to each item; an empty list where none are asked for."""
+    settings = config.evaluation
+    if not settings.draws:
+        return []
+    found: dict[tuple[int, int], Completion] = {}
+    for part in engine.sample_batches(
+        samples,
+        settings.draws,
+        settings.temperature,
+        SEED,
+        settings.max_new_tokens,
+        settings.batch_size,
+        gold_multiple=settings.gold_multiple,
+    ):
+        found.update(part)
+        between()
+    return [[found[number, draw] for draw in range(settings.draws)] for number in range(len(samples))]

@@ -3,26 +3,39 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import orjson
 
-from stokehold.core.records import Evaluation, JobState, Sample, Score
-from stokehold.evaluation.promotion import Action
+from stokehold.core.records import Evaluation, JobState, Sample
+from stokehold.data.formats import from_row
+from stokehold.evaluation.readings.answers import Answer, answer_of, confidence
+from stokehold.evaluation.readings.errors import patterns
+from stokehold.improvement.corrections import MADE_AS, Mistake
 from stokehold.improvement.curriculum import level_history
 from stokehold.improvement.generation import next_file
 from stokehold.improvement.governor import refusal
-from stokehold.pipeline.suites import open_suites
+from stokehold.improvement.mining import Judged
+from stokehold.pipeline.readings import past_of, stored_rows
+from stokehold.pipeline.suites import judged_suites, open_suites
+from stokehold.pipeline.trainer import SAMPLE_ROWS
 from stokehold.store import evaluations
 from stokehold.store.database import Database
+from stokehold.store.datasets import dataset_folder, list_datasets
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
-from stokehold.tasks.registry import row
+from stokehold.store.journal import latest_samples
+from stokehold.tasks.registry import identity_of, row
 
 PREFIX = "generated-"
-HISTORY = 20
-"""Evaluations that the curriculum looks back on; it needs two."""
+
+SAMPLES_READ = 500
+"""Newest in-training samples among which the model's own mistakes are looked for."""
+
+DATASETS_READ = 5
+"""Newest datasets whose rows those samples may be about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +60,41 @@ def write_next_file(home: Home, jobs: JobsClient, evaluation_id: str, seed: str)
         return Written(None, f"{target.name} is written already")
     evaluation = evaluations.load(home, evaluation_id)
     history = level_history([one.suites for one in past_of(home, jobs.db, evaluation)], config.levels)
-    samples = next_file(judged_items(home, evaluation), history, config, int(evaluation_id[:8], 16))
+    items = judged_items(home, evaluation)
+    judged = [Judged(sample, answer.exact, confidence(answer)) for sample, answer in items]
+    seen = list(patterns(answer for _, answer in items).items()) if config.correction_share else []
+    mistakes = own_mistakes(home, jobs.db) if seen else []
+    samples = next_file(judged, history, config, int(evaluation_id[:8], 16), seen, mistakes)
     write_rows(target, samples)
     return Written(target.name, f"{len(samples)} rows in {target.name}")
 
 
-def past_of(home: Home, db: Database, evaluation: Evaluation) -> list[Evaluation]:
-    """The evaluations up to this one in the order of training, however late somebody asked for them: the base model
-    first, then steps; what training was taken back from is left out."""
-    last = evaluation.step or 0
-    found = [e for e in evaluations.list_evaluations(home, db, limit=HISTORY) if (e.step or 0) <= last]
-    kept = [e for e in found if e.id != evaluation.id and evaluations.decided(db, e.id)[1] != Action.ROLLBACK]
-    return [*sorted(kept, key=lambda e: (e.step or 0, e.created)), evaluation]
+def judged_items(home: Home, evaluation: Evaluation) -> list[tuple[Sample, Answer]]:
+    """The suite items of an evaluation with what was answered; items that left their suite since are passed over."""
+    samples = {(s.name, sample.id): sample for s in judged_suites(home, evaluation) for sample in s.samples}
+    found = ((samples.get((row["suite"], row["sample_id"])), row) for row in stored_rows(home, evaluation))
+    return [(sample, answer_of(row)) for sample, row in found if sample is not None]
 
 
-def judged_items(home: Home, evaluation: Evaluation) -> list[tuple[Sample, Score]]:
-    """The suite items of an evaluation with their scores; items that left their suite since are passed over."""
-    samples = {(s.name, sample.id): sample for s in open_suites(home, list(evaluation.suites)) for sample in s.samples}
-    path = evaluations.evaluation_folder(home, evaluation.id) / "completions.jsonl"
-    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-    found = ((samples.get((r["suite"], r["sample_id"])), Score(r["score"], r["parts"], r["reason"])) for r in rows)
-    return [(sample, score) for sample, score in found if sample is not None]
+def own_mistakes(home: Home, db: Database) -> list[Mistake]:
+    """What the model lately answered wrongly of the problems that it was trained on, newest first.
+
+    Their rows are looked for in the newest datasets. Corrections themselves, and what a suite holds out by now, are
+    left out.
+    """
+    answers = {one.prompt: one.answer for one in reversed(latest_samples(db, SAMPLES_READ)) if not one.match}
+    if not answers:
+        return []
+    held = {identity_of(sample) for suite in open_suites(home) for sample in suite.samples}
+    found: dict[str, Mistake] = {}
+    for dataset in list_datasets(home)[-DATASETS_READ:]:
+        with (dataset_folder(home, dataset.id) / "rows.jsonl").open("rb") as file:
+            for sample in (from_row(orjson.loads(line)) for line in islice(file, SAMPLE_ROWS)):
+                prompt = "\n".join(message.content for message in sample.question)
+                asked = prompt in answers and MADE_AS not in sample.metadata
+                if asked and identity_of(sample) not in held:
+                    found[prompt] = Mistake(sample, answers[prompt])
+    return list(found.values())
 
 
 def write_rows(target: Path, samples: Sequence[Sample]) -> None:

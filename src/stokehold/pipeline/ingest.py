@@ -23,7 +23,7 @@ from stokehold.data.holdout import choose_holdout
 from stokehold.data.report import measure
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.pipeline.accept import BLOCK_BYTES, Accepted, Rules, accept_file, part_path
-from stokehold.pipeline.suites import open_suites
+from stokehold.pipeline.suites import held_out
 from stokehold.store.blobs import share
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
 from stokehold.store.failpoints import reach
@@ -98,7 +98,7 @@ def refresh_inbox_suite(home: Home) -> None:
 
 def build_firewall(home: Home) -> Firewall:
     """Everything held out in this home's suites: prompts, task identities, and templates with their gold answers."""
-    return Firewall.of((sample for suite in open_suites(home) for sample in suite.samples), identity_of)
+    return Firewall.of(held_out(home), identity_of)
 
 
 def _refuse_unusable(parts: Sequence[Accepted], config: Config, name: str) -> None:

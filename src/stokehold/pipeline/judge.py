@@ -1,7 +1,8 @@
 """`stoke evaluate` and `stoke compare`: judge weights of a home outside the trainer.
 
 `python -m stokehold.pipeline.judge --home H evaluate REF [--suite NAME …] [--json]`
-`python -m stokehold.pipeline.judge --home H compare A B [--json]`
+`python -m stokehold.pipeline.judge --home H compare A B [--html FILE] [--markdown FILE] [--json]`
+`python -m stokehold.pipeline.judge --home H compare A B --until-decided [--max-items N] [--json]`
 """
 
 import argparse
@@ -19,17 +20,22 @@ from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Comparison, Evaluation, SuiteResult, Verdict
 from stokehold.data.profile import profile_of
-from stokehold.evaluation.verdict import items_needed
+from stokehold.evaluation.sequential import SequentialComparison
 from stokehold.inference.registry import load
+from stokehold.pipeline.deciding import decide_by_drawing, decision_answer
 from stokehold.pipeline.evaluate import evaluate_weights
 from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.promote import compare_evaluations
-from stokehold.pipeline.suites import open_suites
+from stokehold.pipeline.reporting import report_on, write_report
+from stokehold.pipeline.suites import open_suite, open_suites
 from stokehold.pipeline.worker import use_threads
 from stokehold.store import references
 from stokehold.store.database import Database, connect
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
+
+MAX_ITEMS = 2000
+"""Problems that are drawn at most before a comparison is left undecided."""
 
 
 def evaluate_ref(
@@ -37,7 +43,9 @@ def evaluate_ref(
 ) -> Evaluation:
     """The evaluation of what `ref` names on these suites, or on the configured ones."""
     folder = references.resolve(home, db, ref)
-    suites = open_suites(home, names or config.evaluation.suites)
+    # A name that somebody types wrongly is told at once; a suite of the settings that is not there is a broken one.
+    named = [open_suite(home, name) for name in sorted(set(names))]
+    suites = named or open_suites(home, config.evaluation.suites)
     if not suites:
         raise NotFoundError("this home has no suite", str(home.suites), "put a JSONL file there, or train a file first")
     served = load(folder, config.model.dtype, config.devices.trainer, profile_of(config.data))
@@ -54,6 +62,25 @@ def evaluate_ref(
     return evaluate_weights(home, db, config, served.engine, ref, served.weights_hash, step, suites, between)
 
 
+def decide_refs(
+    home: Home, db: Database, config: Config, refs: tuple[str, str], max_items: int, meter: Meter
+) -> SequentialComparison:
+    """B against A on fresh problems, as many as it takes; see `deciding`."""
+    folders = [references.resolve(home, db, ref) for ref in refs]
+    profile = profile_of(config.data)
+    first, second = (load(folder, config.model.dtype, config.devices.trainer, profile) for folder in folders)
+
+    def show(state: SequentialComparison) -> None:
+        meter.show(" / ".join(refs), state.items / max_items, f"{state.items} problems: {told_of(state)}")
+
+    return decide_by_drawing(home, config, (first, second), max_items, show)
+
+
+def told_of(state: SequentialComparison) -> str:
+    """The decision so far in a few words."""
+    return state.decision.value if state.decision else f"undecided, about {state.more_items()} more"
+
+
 def evaluation_answer(evaluation: Evaluation, ref: str) -> dict[str, Any]:
     """What scripts rely on; `ref` as it was asked for, whoever had these weights judged first."""
     return {
@@ -63,14 +90,6 @@ def evaluation_answer(evaluation: Evaluation, ref: str) -> dict[str, Any]:
         "fingerprint": evaluation.fingerprint,
         "suites": {name: asdict(result) for name, result in evaluation.suites.items()},
     }
-
-
-def comparison_answer(comparison: Comparison, margin: float) -> dict[str, Any]:
-    """What scripts rely on; `items_needed` is about how many would settle an INCONCLUSIVE one."""
-    answer = asdict(comparison)
-    if comparison.verdict is Verdict.INCONCLUSIVE:
-        answer["items_needed"] = items_needed(comparison, margin)
-    return answer
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -84,6 +103,10 @@ def main(given: Sequence[str] | None = None) -> None:
     two = commands.add_parser("compare")
     two.add_argument("a")
     two.add_argument("b")
+    two.add_argument("--until-decided", action="store_true")
+    two.add_argument("--max-items", type=int, default=MAX_ITEMS)
+    two.add_argument("--html", type=Path)
+    two.add_argument("--markdown", type=Path)
     two.add_argument("--json", action="store_true")
     arguments = parser.parse_args(given)
     with told("evaluate", arguments.home), Meter() as meter:
@@ -94,13 +117,19 @@ def main(given: Sequence[str] | None = None) -> None:
         if arguments.command == "evaluate":
             evaluation = evaluate_ref(home, db, config, arguments.ref, arguments.suite, meter)
             answer, lines = evaluation_answer(evaluation, arguments.ref), _readings(evaluation)
+        elif arguments.until_decided:
+            state = decide_refs(home, db, config, (arguments.a, arguments.b), arguments.max_items, meter)
+            answer, lines = decision_answer(state, (arguments.a, arguments.b)), _decision(state)
         else:
             for ref in (arguments.a, arguments.b):
                 references.resolve(home, db, ref)  # before an hour is spent on the first
-            pair = [evaluate_ref(home, db, config, ref, meter=meter) for ref in (arguments.a, arguments.b)]
-            comparison = compare_evaluations(home, config, *pair)
-            answer = comparison_answer(comparison, config.evaluation.equivalence_margin)
-            lines = _deltas(comparison)
+            a, b = (evaluate_ref(home, db, config, ref, meter=meter) for ref in (arguments.a, arguments.b))
+            comparison = compare_evaluations(home, config, a, b)
+            if arguments.html or arguments.markdown:
+                report = report_on(home, (arguments.a, arguments.b), a, b, comparison)
+                write_report(report, arguments.html, arguments.markdown)
+            answer, lines = asdict(comparison), _deltas(comparison)
+            lines += [f"written to {path}" for path in (arguments.html, arguments.markdown) if path]
     sys.stdout.write(orjson.dumps(answer).decode() + "\n" if arguments.json else "\n".join(lines) + "\n")
 
 
@@ -108,6 +137,14 @@ def _readings(evaluation: Evaluation) -> list[str]:
     """A line per suite, the columns under one another."""
     width = max(len(name) for name in evaluation.suites)
     return [f"{name:<{width}}  {_reading(result)}" for name, result in evaluation.suites.items()]
+
+
+def _decision(state: SequentialComparison) -> list[str]:
+    """The verdict on drawn problems, and what it rests on."""
+    verdict = state.decision or Verdict.INCONCLUSIVE
+    changed = f"{state.gained} gained, {state.lost} lost on {state.items} fresh problems"
+    more = "" if state.decision else f"; about {state.more_items()} more would settle it at this rate"
+    return [f"{verdict.value}: {changed}{more}", f"a false verdict has a chance of at most {state.alpha:.2g}"]
 
 
 def _reading(result: SuiteResult) -> str:
@@ -130,6 +167,13 @@ def _deltas(comparison: Comparison) -> list[str]:
     if comparison.delta_nll_per_token is not None and comparison.delta_nll_ci is not None:
         low, high = comparison.delta_nll_ci
         lines.append(f"nll/token  {comparison.delta_nll_per_token:+.4f}  [{low:+.4f}, {high:+.4f}]")
+    if comparison.smallest_detectable is not None:
+        seen = f"these items show differences of exact match from {100 * comparison.smallest_detectable:.1f} points"
+        lines.append(f"{seen} (80 % power, alpha {comparison.alpha:.2g})")
+    if comparison.items_needed is not None:
+        lines.append(f"about {comparison.items_needed} items in all would settle it")
+    width = max(map(len, comparison.by_suite), default=0)
+    lines += [f"  {name:<{width}}  {one.verdict.value}: {one.reason}" for name, one in comparison.by_suite.items()]
     return lines
 
 

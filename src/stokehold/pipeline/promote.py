@@ -8,6 +8,7 @@ jobs become `partial`: `stoke retry` trains such a file from the champion, and n
 rows on the same weights would end the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from stokehold.core.records import Comparison, Evaluation, Verdict, Version
 from stokehold.evaluation.evolution import readings_of
 from stokehold.evaluation.judge import overall_state
 from stokehold.evaluation.promotion import Action, Decision, decide
-from stokehold.evaluation.verdict import ItemReading, compare
+from stokehold.evaluation.stream import counted, level
+from stokehold.evaluation.verdict import ALPHA, ItemReading, compare
 from stokehold.store import checkpoints, evaluations, events, going_back, journal, versions
 from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
@@ -52,14 +54,20 @@ def promote(home: Home, db: Database, config: Config, evaluation: Evaluation) ->
     """
     made = next((v for v in versions.list_versions(home) if v.evaluation == evaluation.id), None)
     champion, best = rivals(home, db, evaluation, made)
-    against_champion = compare_evaluations(home, config, champion, evaluation) if champion else None
-    against_best = compare_evaluations(home, config, best, evaluation) if best and best is not champion else None
+    before = evaluations.decisions_before(db, evaluation)
+    alpha = level(*counted((verdict, action) for _, verdict, action in before))
+    previous = _previous(home, before, evaluation)
+    against_champion, against_best, against_previous = (
+        compare_evaluations(home, config, rival, evaluation, alpha) if rival else None
+        for rival in (champion, None if best is champion else best, previous)
+    )
     decision = decide(
         against_champion,
         against_best,
         overall_state(evaluation.suites.values()),
         worse_in_a_row(home, db, evaluation),
         config.evaluation.rollback_margin,
+        against_previous,
     )
     decision = _as_far_as_possible(home, db, decision, evaluation, made)
     version = None
@@ -134,11 +142,11 @@ def checkpoint_of(home: Home, evaluation: Evaluation) -> Path | None:
     return folder if checkpoints.load_checkpoint(folder).weights_hash == evaluation.weights_hash else None
 
 
-def compare_evaluations(home: Home, config: Config, a: Evaluation, b: Evaluation) -> Comparison:
+def compare_evaluations(home: Home, config: Config, a: Evaluation, b: Evaluation, alpha: float = ALPHA) -> Comparison:
     """B against A on the items both were judged on; BROKEN when they were not judged alike."""
     if a.how != b.how:
         return Comparison(Verdict.BROKEN, 0, reason=f"not judged alike: {', '.join(different_conditions(a, b))}")
-    return compare(item_readings(home, a), item_readings(home, b), config.evaluation.equivalence_margin)
+    return compare(item_readings(home, a), item_readings(home, b), config.evaluation.equivalence_margin, alpha=alpha)
 
 
 def item_readings(home: Home, evaluation: Evaluation) -> list[ItemReading]:
@@ -174,6 +182,15 @@ def different_conditions(a: Evaluation, b: Evaluation) -> list[str]:
 def _champion(home: Home, db: Database) -> Version | None:
     name = versions.alias(db)
     return versions.find_version(home, name) if name else None
+
+
+def _previous(home: Home, before: Sequence[tuple[str, Verdict | None, str]], like: Evaluation) -> Evaluation | None:
+    """The evaluation decided last whose checkpoint is still part of the weights, where it was judged alike."""
+    for name, _, action in before[:LOOKED_AT]:
+        found = evaluations.find(home, name) if action != Action.ROLLBACK else None
+        if found is not None and found.step is not None:
+            return found if found.how == like.how else None
+    return None
 
 
 def _evaluation_of(home: Home, db: Database, name: str | None, like: Evaluation) -> Evaluation | None:

@@ -16,25 +16,16 @@ import torch
 
 from stokehold.core.config import Config
 from stokehold.core.errors import DiskFullError, IntegrityError
-from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step, Version
+from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step
 from stokehold.data.batches import Cursor
 from stokehold.data.formats import from_row
-from stokehold.data.profile import profile_of
 from stokehold.evaluation.scorers import score
 from stokehold.inference.engine import Engine
-from stokehold.inference.registry import load
 from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.divergence import pass_over
 from stokehold.pipeline.evaluate import affordable, evaluate_weights
-from stokehold.pipeline.promote import (
-    BEST,
-    TAKEN_BACK,
-    finish_going_back,
-    go_back,
-    is_going_back,
-    promote,
-    rivals,
-)
+from stokehold.pipeline.promote import TAKEN_BACK, finish_going_back, go_back, is_going_back, promote
+from stokehold.pipeline.rivals import judge_rivals
 from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
 from stokehold.pipeline.suites import Suite, open_suites
 from stokehold.pipeline.token_reports import token_counter
@@ -50,7 +41,6 @@ from stokehold.store import (
     skips,
     space,
     trash,
-    versions,
 )
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
@@ -62,7 +52,7 @@ from stokehold.training.activity import movement
 from stokehold.training.consolidation import MergeError, consolidate
 from stokehold.training.cuda import check_device
 from stokehold.training.guards import BadBatch
-from stokehold.training.loop import FREED, PAUSE_POLL_S, Hooks, Outcome, Work, run_job
+from stokehold.training.loop import ENDS, FREED, PAUSE_POLL_S, Hooks, Outcome, Work, run_job
 from stokehold.training.state import Lineage, Progress, Snapshot, check_locked, open_lineage, stored_weights
 
 SAMPLE_ROWS = 64
@@ -71,14 +61,22 @@ SAMPLE_ROWS = 64
 
 @dataclass
 class Trainer:
-    """The model of one home and its surroundings. `leaving` is asked at every step."""
+    """The model of one home and its surroundings. `leaving` is asked at every step.
+
+    `errands` does, between two steps, what others want of the device's thread. With `hand_over(job, file, checkpoint)`
+    checkpoints are judged elsewhere: what comes of it is handed to `decide`, as an errand.
+    """
 
     home: Home
     config: Config
     db: Database
     leaving: Callable[[], bool]
+    errands: Callable[[], None] = lambda: None
+    hand_over: Callable[[str, str, Checkpoint], object] | None = None
     lineage: Lineage | None = None
+    job: str | None = None
     file: str | None = None
+    _taken_back: bool = False
     _progress_told: float = 0.0
     _rows: int = 1
     _replayed_until: int = 0
@@ -131,7 +129,7 @@ class Trainer:
         folder = dataset_folder(self.home, dataset)
         record = load_dataset(self.home, dataset)
         count = record.accepted - record.held_out
-        self.file = record.file
+        self.job, self.file, self._taken_back = job, record.file, False
         self.status.facts = {"job": job, "current_file": record.file, "epoch": None}
         self._rows = max(1, count * self.config.training.epochs)
         self._samples = _first_rows(folder / "rows.jsonl")
@@ -152,7 +150,7 @@ class Trainer:
                 if unusable := outcome.progress.unusable:
                     text = f"{record.file}: {len(unusable)} rows could not be trained, first line {unusable[0]}"
                     events.record(self.db, "unusable_rows", text, dataset=dataset)
-                ended = outcome.state is JobState.COMPLETED or outcome.reason == "stopped"
+                ended = self.hand_over is None and outcome.to_judge
                 if ended and self.lineage and (why := self.evaluate_live(self.lineage, outcome.checkpoint)):
                     outcome = replace(outcome, state=JobState.PARTIAL, reason=why)
         except BaseException as error:
@@ -161,7 +159,7 @@ class Trainer:
                 raise Leaving from error
             raise
         finally:
-            self.status.recorder = self.file = None
+            self.status.recorder = self.job = self.file = None
             self.status.facts = {}
             self.tell("idle", None)
         return outcome
@@ -183,10 +181,17 @@ class Trainer:
                 anew = True
             else:
                 if outcome.reason != FREED:
-                    return outcome
+                    return self._given_up(outcome) if outcome.reason == ENDS["back"] else outcome
             step, self.lineage = lineage.step, None  # from disk again: memory is wanted back, or may be what is wrong
             del lineage
             self._wait_without_model(step)
+
+    def _given_up(self, outcome: Outcome) -> Outcome:
+        """Sets aside what was being written when training was taken back."""
+        kept = checkpoints.latest(self.home, self.db).checkpoint
+        assert kept is not None
+        checkpoints.set_aside(self.home, kept.step, TAKEN_BACK, journal.current_branch(self.db))
+        return replace(outcome, reason=TAKEN_BACK, checkpoint=kept)
 
     def _merge(self, lineage: Lineage) -> bool:
         """Merges the adapters where that is due; False where that was refused, and the lineage must be opened again."""
@@ -218,10 +223,18 @@ class Trainer:
         except Leaving:
             return "leaving"
         self.decide(evaluation)
-        return None if self.lineage is lineage else TAKEN_BACK
+        if self.lineage is lineage:
+            return None
+        lineage.saved = checkpoint  # what was judged is what the run ends with
+        return TAKEN_BACK
 
     def _evaluate_due(self, lineage: Lineage, checkpoint: Checkpoint) -> str | None:
-        """`evaluate_live` inside a file, left out where it would take more than its share of the time."""
+        """Inside a file: `evaluate_live` within its share of the time; handed over, when none waits to be judged."""
+        if self.hand_over is not None:
+            unfinished = job_rows.list_jobs(self.db, job_rows.UNFINISHED)
+            if self.job and not any(job.kind == "evaluate" for job in unfinished):
+                self.hand_over(self.job, str(self.file), checkpoint)
+            return None
         if not affordable(self.home, self.db, self.config, lineage.step):
             return None
         return self.evaluate_live(lineage, checkpoint)
@@ -232,8 +245,8 @@ class Trainer:
         None where there is no suite, and where these weights were pruned or given up.
         """
         suites = open_suites(self.home, self.config.evaluation.suites)
-        checkpoint = next((c for c in checkpoints.list_checkpoints(self.home) if c.step == step), None)
-        if not suites or checkpoint is None or checkpoint.weights_hash != weights:
+        checkpoint = checkpoints.find_weights(self.home, step, weights)
+        if not suites or checkpoint is None:
             return None
         lineage = self.ready()
         if lineage.step == step:
@@ -244,11 +257,13 @@ class Trainer:
     def decide(self, evaluation: Evaluation) -> None:
         """Promotes, holds or goes back, once per evaluation; going back drops the live model."""
         if evaluations.decided(self.db, evaluation.id)[1] is None:
-            self._judge_rivals(evaluation)
+            judge_rivals(self.home, self.db, self.config, evaluation, self.config.devices.trainer, self._between)
             promote(self.home, self.db, self.config, evaluation)
         if is_going_back(self.home, self.db, evaluation):
+            live, self.lineage, self._taken_back = self.lineage, None, True
             go_back(self.home, self.db, f"step {evaluation.step} was worse than the champion")
-            self.lineage = None
+            if live is not None:  # what a run in progress ends with: its own steps are not to be saved
+                live.saved = checkpoints.latest(self.home, self.db).checkpoint
 
     def idle(self) -> None:
         """Drops `stop` and `skip` where nothing is or will be trained: they were not meant for next week's file."""
@@ -300,23 +315,6 @@ class Trainer:
         if self.leaving():
             raise Leaving
 
-    def _judge_rivals(self, evaluation: Evaluation) -> None:
-        """Judges champion and best anew where that was never done, or not in the way this evaluation was made."""
-        suites = open_suites(self.home, self.config.evaluation.suites)
-        names = (versions.alias(self.db), versions.alias(self.db, BEST))
-        for name, judged in zip(names, rivals(self.home, self.db, evaluation), strict=True):
-            if name is not None and suites and (judged is None or judged.how != evaluation.how):
-                self._judge_version(versions.find_version(self.home, name), suites)
-
-    def _judge_version(self, version: Version, suites: list[Suite]) -> None:
-        profile = profile_of(self.config.data)
-        engine = load(Path(version.path), self.config.model.dtype, self.config.devices.trainer, profile).engine
-        weights, step = version.weights_hash, version.step
-        between = self._between
-        evaluate_weights(
-            self.home, self.db, self.config, engine, version.name, weights, step, suites, lambda: between(step)
-        )
-
     def _base(self, damaged: Sequence[checkpoints.PassedOver]) -> Path:
         """The base model; refused where there are checkpoints, for none of what they learned would be in it."""
         if damaged:
@@ -341,6 +339,9 @@ class Trainer:
     def _command(self) -> str | None:
         if self.leaving():
             return "leave"
+        self.errands()
+        if self._taken_back:
+            return "back"
         command = control.current(self.db)
         if command == "pause" and control.frees_memory(self.db):
             return "free"

@@ -13,8 +13,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import transformers
@@ -25,13 +28,12 @@ from stokehold.core.records import JobState
 from stokehold.pipeline import upkeep
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
-from stokehold.pipeline.workflows import Workshop, declare
+from stokehold.pipeline.workflows import STAGES, Workshop, declare, hand_over
 from stokehold.store import job_rows, jobs, trash
 from stokehold.store.home import Home
 from stokehold.store.parent import listen, wait_for_go
 
 EXECUTOR = "trainer-0"
-QUEUES = jobs.QUEUES
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 FIRST_TO_GO = "1000"
 
@@ -58,20 +60,30 @@ def work(home: Home, leave: Leave) -> None:
     use_threads(config)
     with home.lock("trainer", "training"), jobs.client(home) as client:
         device = DeviceQueue()
-        trainer = Trainer(home, config, client.db, leave)
+        apart = partial(hand_over, client) if config.devices.own_evaluator else None
+        trainer = Trainer(home, config, client.db, leave, device.errands, apart)
         trainer.check()
         home.sweep()
         trash.empty(home)
-        declare(Workshop(home, client, device, trainer))
+        declare(Workshop(home, client, device, trainer), STAGES)
         upkeep.start(home, client)
-        jobs.launch(home, EXECUTOR, QUEUES)
+        queues = [queue for queue in jobs.QUEUES if apart is None or queue != jobs.QUEUE_OF["evaluate"]]
+        jobs.launch(home, EXECUTOR, queues)
         trainer.tell("idle", None)
         device.serve(leave, trainer.idle)
         trainer.tell("stopped", None)
-        for job in client.list_jobs([JobState.RUNNING]):
-            job_rows.set_state(client.db, job.id, JobState.QUEUED)  # leaving in order is no attempt
-        # What was interrupted stays unfinished: its workflow's thread is left waiting, and ends with us.
-        os._exit(0)
+        go(client, queues)
+
+
+def go(client: jobs.JobsClient, queues: Sequence[str]) -> NoReturn:
+    """Ends a process that served these queues: leaving in order is no attempt of the jobs it was at.
+
+    What was interrupted stays unfinished: its workflow's thread is left waiting, and ends with us.
+    """
+    for job in client.list_jobs([JobState.RUNNING]):
+        if jobs.QUEUE_OF[job.kind] in queues:
+            job_rows.set_state(client.db, job.id, JobState.QUEUED)
+    os._exit(0)
 
 
 def stand_by(home: Home, descriptor: int) -> bool:

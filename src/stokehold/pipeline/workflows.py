@@ -12,28 +12,44 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from stokehold.core.errors import DiskFullError, DivergenceError, InputError
-from stokehold.core.records import Job, JobState, Priority
+from stokehold.core.records import Checkpoint, Evaluation, Job, JobState, Priority
 from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import load_tokenizer
+from stokehold.evaluation.promotion import Action
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.improve import write_next_file
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.trainer import Trainer
-from stokehold.store import control, evaluations, events, job_rows, journal, references
+from stokehold.store import control, evaluations, events, job_rows, journal, references, versions
 from stokehold.store.blobs import BlobStore
+from stokehold.store.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import hash_file, is_full
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient, workflow
+from stokehold.training.loop import Outcome
+
+
+class Place(Protocol):
+    """Where workflows run: a process with a home, its jobs, and one thread that owns a device."""
+
+    @property
+    def home(self) -> Home: ...
+
+    @property
+    def jobs(self) -> JobsClient: ...
+
+    @property
+    def device(self) -> DeviceQueue: ...
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """What the workflows of this process share."""
+    """What the workflows of a trainer's process share."""
 
     home: Home
     jobs: JobsClient
@@ -46,16 +62,18 @@ TRACE_CHARS = 8000
 ROOM_POLL_S = 5.0
 """Seconds between two looks at a full disk; each may write a part of what did not fit."""
 
-Stage = Callable[[Workshop, Mapping[str, Any]], JobState]
+HASH_CHARS = 8
+P = TypeVar("P", bound=Place)
+Stage = Callable[[P, Mapping[str, Any]], JobState]
 
 
-def declare(workshop: Workshop) -> None:
+def declare(workshop: P, stages: Mapping[str, Stage[P]]) -> None:
     """Declares every workflow of this process; call it before `jobs.launch`."""
-    for kind, stage in STAGES.items():
+    for kind, stage in stages.items():
         workflow(kind)(_runner(workshop, kind, stage))
 
 
-def _runner(workshop: Workshop, kind: str, stage: Stage) -> Callable[[dict[str, Any]], str]:
+def _runner(workshop: P, kind: str, stage: Stage[P]) -> Callable[[dict[str, Any]], str]:
     def run(payload: dict[str, Any]) -> str:
         return run_stage(workshop, stage, payload).value
 
@@ -63,7 +81,7 @@ def _runner(workshop: Workshop, kind: str, stage: Stage) -> Callable[[dict[str, 
     return run
 
 
-def run_stage(workshop: Workshop, stage: Stage, payload: Mapping[str, Any]) -> JobState:
+def run_stage(workshop: P, stage: Stage[P], payload: Mapping[str, Any]) -> JobState:
     """Runs a stage until it ends or has failed for good; the job's row says which."""
     db, job_id = workshop.jobs.db, str(payload["job"])
     job = job_rows.begin(db, job_id, *_place(workshop))
@@ -80,7 +98,7 @@ def run_stage(workshop: Workshop, stage: Stage, payload: Mapping[str, Any]) -> J
     return job.state
 
 
-def wait_for_room(workshop: Workshop, job_id: str, error: Exception) -> None:
+def wait_for_room(workshop: Place, job_id: str, error: Exception) -> None:
     """A full disk is no attempt: the stage is begun again, and again, until there is room. Told where it can be."""
     LOG.warning("%s: %s; trying again every %s s", job_id, error, ROOM_POLL_S)
     with suppress(DiskFullError):  # it is in the log
@@ -88,13 +106,14 @@ def wait_for_room(workshop: Workshop, job_id: str, error: Exception) -> None:
     time.sleep(ROOM_POLL_S)
 
 
-def settle(workshop: Workshop, job_id: str, state: JobState, reason: str | None = None) -> JobState:
-    """Ends a job once: a row that says so already, and why, is left as it is."""
+def settle(workshop: Place, job_id: str, state: JobState, reason: str | None = None) -> JobState:
+    """Ends a job once: one that is over, its training taken back since perhaps, is left as it is."""
     job = job_rows.get_job(workshop.jobs.db, job_id)
-    return job.state if job.state is state else job_rows.set_state(workshop.jobs.db, job_id, state, reason).state
+    over = job.state not in job_rows.UNFINISHED
+    return job.state if over else job_rows.set_state(workshop.jobs.db, job_id, state, reason).state
 
 
-def record_failure(workshop: Workshop, job_id: str, error: Exception) -> Job:
+def record_failure(workshop: Place, job_id: str, error: Exception) -> Job:
     """Stores the exception; bad input and divergence fail at once, since the same bytes would do the same again."""
     db, kind = workshop.jobs.db, type(error).__name__
     hopeless = isinstance(error, InputError | DivergenceError)
@@ -124,14 +143,26 @@ def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
 
 
 def train(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
-    """Trains the file and, on the same device, judges what came of it before the next file may begin."""
-    db, job, run = workshop.jobs.db, payload["job"], payload["run"]
-    outcome = workshop.device.run(lambda: workshop.trainer.train(job, run, payload["dataset"]))
-    made = outcome.checkpoint
+    """Trains the file and, on the same device, judges what came of it before the next file may begin.
+
+    With an evaluator of its own the judging is handed over, and the next file begins.
+    """
+    trainer, job, run = workshop.trainer, payload["job"], payload["run"]
+    return workshop.device.run_then(
+        lambda: trainer.train(job, run, payload["dataset"]), lambda outcome: _end_training(workshop, payload, outcome)
+    )
+
+
+def _end_training(workshop: Workshop, payload: Mapping[str, Any], outcome: Outcome) -> JobState:
+    """Writes down how training a file ended, on the device's thread: what takes it back comes before it or after."""
+    db, job, made = workshop.jobs.db, payload["job"], outcome.checkpoint
     events.record(db, outcome.state.value, f"{payload['file']}: {outcome.reason}", step=made.step)
     if outcome.reason == "skipped":
         requeue(workshop, payload)
-    if outcome.state is JobState.COMPLETED or outcome.reason == TAKEN_BACK:
+    if workshop.trainer.hand_over is not None:
+        if outcome.to_judge:
+            workshop.trainer.hand_over(job, payload["file"], made)
+    elif outcome.state is JobState.COMPLETED or outcome.reason == TAKEN_BACK:
         follow(
             workshop,
             payload,
@@ -146,6 +177,14 @@ def train(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     return outcome.state
 
 
+def hand_over(jobs: JobsClient, job: str, file: str, checkpoint: Checkpoint) -> Job:
+    """Enqueues the evaluation of a checkpoint of this train job; the same weights once."""
+    weights = checkpoint.weights_hash
+    facts = {"file": file, "step": checkpoint.step, "weights": weights}
+    stem = job.split("-", 1)[1]
+    return jobs.enqueue("evaluate", facts, job_id=f"evaluate-{stem}-{weights[:HASH_CHARS]}")
+
+
 def requeue(workshop: Workshop, payload: Mapping[str, Any]) -> None:
     """Sends a skipped file to the end of the queue, with its cursor; a cancelled one stays away."""
     if job_rows.get_job(workshop.jobs.db, payload["job"]).state is not JobState.CANCELLED:
@@ -156,23 +195,58 @@ def requeue(workshop: Workshop, payload: Mapping[str, Any]) -> None:
 
 def evaluate(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     """Sees to it that the file's last weights are judged: they are, unless there was no suite then."""
-    db = workshop.jobs.db
-    judged = evaluations.list_evaluations(workshop.home, db, payload["weights"])
+    return see_judged(workshop, payload, workshop.trainer.evaluate_step)
+
+
+def see_judged(workshop: Place, payload: Mapping[str, Any], judge: Callable[[int, str], Evaluation | None]) -> JobState:
+    """Has the weights of a step judged unless that led to a decision before, and lets the decision follow.
+
+    `judge(step, weights_hash)` runs on the device's thread, and finds its own earlier evaluation of them.
+    """
+    db, step, weights = workshop.jobs.db, payload["step"], payload["weights"]
+    judged = evaluations.list_evaluations(workshop.home, db, weights)
     done = next((found for found in judged if evaluations.decided(db, found.id)[1]), None)
-    step, weights = payload["step"], payload["weights"]
-    done = done or workshop.device.run(lambda: workshop.trainer.evaluate_step(step, weights))
+    done = done or workshop.device.run(lambda: judge(step, weights))
     if done is not None:
-        follow(workshop, payload, "promote", {"file": payload["file"], "evaluation": done.id})
+        facts = {"file": payload["file"], "evaluation": done.id, "step": step}
+        follow(workshop, payload, "promote", facts)
     return JobState.COMPLETED
 
 
 def promote(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
-    """Sees to it that the evaluation was decided upon, and lets what it showed become the next file."""
+    """Sees to it that the evaluation was decided upon, and lets what it showed become the next file.
+
+    A file that is being trained meanwhile is left between two steps, and begun again where the decision is to go back.
+    """
     if evaluations.decided(workshop.jobs.db, payload["evaluation"])[1] is None:
         evaluation = evaluations.load(workshop.home, payload["evaluation"])
-        workshop.device.run(lambda: workshop.trainer.decide(evaluation))
+        workshop.device.run_between(lambda: decide(workshop, evaluation))
     follow(workshop, payload, "improve", {"file": payload["file"], "evaluation": payload["evaluation"]})
     return JobState.COMPLETED
+
+
+def decide(workshop: Workshop, evaluation: Evaluation) -> None:
+    """Lets the trainer decide. Files that began on weights which are taken back, and had no part in them, are enqueued
+    again: on the champion they are another training. The device's thread does it, between two steps."""
+    db = workshop.jobs.db
+    begun = begun_after(db, evaluation.step or 0, workshop.home)
+    workshop.trainer.decide(evaluation)
+    if evaluations.decided(db, evaluation.id)[1] != Action.ROLLBACK:
+        return
+    for job in begun:
+        facts = {key: value for key, value in job_rows.get_payload(db, job.id).items() if key != "job"}
+        name = f"train-{facts['run']}-{evaluation.id[:HASH_CHARS]}"
+        workshop.jobs.enqueue("train", facts, job.priority, name)
+
+
+def begun_after(db: Database, step: int, home: Home) -> list[Job]:
+    """Train jobs, done or at work, all of whose steps since the champion's are later than this one."""
+    name = versions.alias(db)
+    since = (versions.find_version(home, name).step if name else None) or 0
+    early = {row.job for row in journal.steps(db, since, limit=max(0, step - since))}
+    late = journal.jobs_after(db, step)
+    found = [job for job in job_rows.list_jobs(db, (JobState.RUNNING, JobState.COMPLETED)) if job.kind == "train"]
+    return [job for job in found if job.id not in early and (job.id in late or job.state is JobState.RUNNING)]
 
 
 def improve(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
@@ -181,7 +255,7 @@ def improve(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:
     return JobState.COMPLETED
 
 
-STAGES: Mapping[str, Stage] = {
+STAGES: Mapping[str, Stage[Workshop]] = {
     "ingest": ingest,
     "train": train,
     "evaluate": evaluate,
@@ -191,7 +265,7 @@ STAGES: Mapping[str, Stage] = {
 
 
 def follow(
-    workshop: Workshop,
+    workshop: Place,
     payload: Mapping[str, Any],
     kind: str,
     facts: Mapping[str, Any],
@@ -208,6 +282,6 @@ def clear_inbox(home: Home, path: Path, content: str) -> None:
         path.unlink()
 
 
-def _place(workshop: Workshop) -> tuple[int | None, int]:
+def _place(workshop: Place) -> tuple[int | None, int]:
     last = journal.last_step(workshop.jobs.db)
     return (None, 0) if last is None else (last.step, last.branch)

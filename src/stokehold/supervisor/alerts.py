@@ -8,6 +8,7 @@ from typing import Any
 
 from stokehold.core.config import Config, StoreConfig
 from stokehold.core.records import Evaluation, Step, SuiteState
+from stokehold.store.drills import Drill
 from stokehold.store.offsite import Standing
 from stokehold.supervisor.facts import Facts
 from stokehold.supervisor.trainer import Trainer
@@ -69,6 +70,7 @@ def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
         or disk_short(facts.machine.disk_free_share, facts.config.store)
         or disk_low(status["disk"]["free_gb"]),
         backup_stale(facts.backup, facts.config.store.backup_to, facts.now),
+        drill_failed(facts.drill),
         *restarts(facts.children, facts.boot_s),
         evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
         evaluator_stale(facts.steps, facts.evaluations, facts.config) if facts.suites else None,
@@ -157,6 +159,14 @@ def backup_stale(backup: Standing | None, location: str, now: str) -> Alert | No
     since = "none yet" if age is None else f"{age / 3600:.0f} hours old"
     why = f"; the last try: {backup.error}" if backup.error else ""
     return Alert("backup_stale", WARNING, f"last backup{f' in {location}' if location else ''}: {since}{why}")
+
+
+def drill_failed(drill: Drill | None) -> Alert | None:
+    """The version that was restored and loaded last did not answer as it did when it was made."""
+    if drill is None or drill.ok is not False:
+        return None
+    fix = f"`stoke versions verify {drill.version}`, then `stoke versions restore {drill.version}`"
+    return Alert("drill_failed", CRITICAL, f"the drill of {drill.version} failed: {drill.reason}; {fix}")
 
 
 def age_s(created: str | None, now: str) -> float | None:

@@ -172,7 +172,7 @@ def judged_on(home: Home, config: Config) -> Check:
     counts = {}
     for name in names:
         try:
-            counts[name] = len(suites.load_suite(home, name)[1])
+            counts[name] = suites.count_items(home, name)
         except StokeholdError as error:
             return bad("suites", f"{error.what}: {error.where}", error.fix)
     if empty := [name for name, count in counts.items() if not count]:

@@ -107,7 +107,7 @@ def gather(home: Home, db: Database) -> Facts:
         correct=correct,
         evaluations=series,
         judged_loss=_loss_at(db, series[-1].step) if series else None,
-        suites=len(suites.suite_names(home)),
+        suites=len(config.evaluation.suites or suites.suite_names(home)),
         machine=_machine(home),
         context_tokens=_context_tokens(str(home.root / config.model.base)) if config.model.base else None,
         drill=drills.latest(home),

@@ -22,7 +22,7 @@ import orjson
 import watchfiles
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store import events, jobs
+from stokehold.store import events, jobs, nights
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
@@ -154,12 +154,14 @@ class Supervisor:
         write_atomic(self._home.status / CHILDREN_FILE, orjson.dumps(content))
 
     def _notice(self, now: clock.Clocks) -> None:
-        """Tells of sleep and of a clock that was set, and lets schedules count the seconds they wait anew."""
+        """Tells of sleep and of a clock that was set; schedules count anew, and a night slept through is made up."""
         happened, self._clocks = clock.change(self._clocks, now), now
         if happened is not None:
             facts = {"slept_s": f"{happened.slept_s:.0f}", "set_s": f"{happened.set_s:.0f}"}
             self._report("clock", happened.words, facts)
             self._client.restart_schedules(utc_now())
+            if (job := nights.make_up(self._home, self._client)) is not None:
+                self._report("upkeep", f"{job.id}: the snapshot of the night is made up", {})
 
     def _put_logs_aside(self) -> None:
         """Once a day, or when they have grown; those of the children and, where it is a file of ours, our own."""

@@ -31,6 +31,10 @@ from stokehold.telemetry import clock
 from stokehold.telemetry.cores import core_count
 
 TRAINER_EXECUTOR = "trainer-0"
+EVALUATOR_EXECUTOR = "evaluator-0"
+TRAINER_LOCKS = ("trainer", f"executor-{TRAINER_EXECUTOR}")
+EVALUATOR_LOCKS = ("evaluator", f"executor-{EVALUATOR_EXECUTOR}")
+WORKER_LOCKS = (*TRAINER_LOCKS, *EVALUATOR_LOCKS)
 SPARE_AFTER_S = 10.0
 """A spare is started when its role has lived so long: two that load at once only delay the one that is needed."""
 
@@ -90,12 +94,12 @@ def worker_environment(config: Config) -> dict[str, str]:
 
 def roles(home: Home) -> tuple[Role, ...]:
     """The children of a home, in the order they are stopped: the page stays up while the trainer saves its work."""
-    arguments = ("--home", str(home.root))
-    locks = ("trainer", f"executor-{TRAINER_EXECUTOR}")
-    trainer = Role(
-        "trainer", "stokehold.pipeline.worker", arguments, worker_environment(home.config()), locks, spare=True
-    )
-    return (trainer, Role("web", "stokehold.web.main", arguments, {"DO_NOT_TRACK": "1"}))
+    arguments, config = ("--home", str(home.root)), home.config()
+    environment = worker_environment(config)
+    trainer = Role("trainer", "stokehold.pipeline.worker", arguments, environment, TRAINER_LOCKS, spare=True)
+    evaluator = Role("evaluator", "stokehold.pipeline.evaluator", arguments, environment, EVALUATOR_LOCKS)
+    web = Role("web", "stokehold.web.main", arguments, {"DO_NOT_TRACK": "1"})
+    return (trainer, evaluator, web) if config.devices.own_evaluator else (trainer, web)
 
 
 class Process:

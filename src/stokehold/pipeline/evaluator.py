@@ -1,0 +1,150 @@
+"""The evaluator worker: checkpoints are judged here, on a device of its own, while the trainer goes on.
+
+`python -m stokehold.pipeline.evaluator --home H` serves the queue `evaluate` until its supervisor's pipe closes or a
+signal asks it to leave. What a reading leads to is decided where the lineage lives: the job `promote` that follows is
+the trainer's. Killing it at any instant is fine: an evaluation is there whole or not at all, and the next start judges
+what was not judged.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stokehold.core.config import Config
+from stokehold.core.errors import ConfigError, IntegrityError, StokeholdError
+from stokehold.core.records import Evaluation, JobState
+from stokehold.data.profile import profile_of
+from stokehold.inference.registry import load
+from stokehold.pipeline import watchdog
+from stokehold.pipeline.device import DeviceQueue, Leaving
+from stokehold.pipeline.evaluate import evaluate_weights
+from stokehold.pipeline.rivals import judge_rivals
+from stokehold.pipeline.suites import open_suites
+from stokehold.pipeline.worker import Leave, go, use_threads
+from stokehold.pipeline.workflows import Stage, declare, see_judged
+from stokehold.store import checkpoints, jobs
+from stokehold.store.database import Database
+from stokehold.store.home import Home
+from stokehold.store.jobs import JobsClient
+from stokehold.store.parent import listen
+
+EXECUTOR = "evaluator-0"
+QUEUES = (jobs.QUEUE_OF["evaluate"],)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Judges a home's checkpoints on `devices.evaluator`; `leaving` is asked after every batch of items."""
+
+    home: Home
+    config: Config
+    db: Database
+    leaving: Leave
+
+    def check(self) -> None:
+        """Raises ConfigError where this machine has no such device, or the device no such weights."""
+        device, where = self.config.devices.evaluator, f"devices.evaluator = {self.config.devices.evaluator!r}"
+        if not self.config.devices.own_evaluator:
+            raise ConfigError("the trainer evaluates by itself", where, 'set it to "cpu" or "cuda:1"')
+        if device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError("no CUDA device here", where, 'set it to "cpu" or "share"')
+        if device == "cpu" and self.config.model.method == "qlora":
+            raise ConfigError("4-bit weights need a CUDA device", where, 'set it to "cuda:N" or "share"')
+
+    def evaluate_step(self, step: int, weights: str) -> Evaluation | None:
+        """The evaluation of the checkpoint after `step`, champion and best judged alike; decides nothing.
+
+        None where there is no suite, and where these weights were pruned or given up.
+        """
+        suites = open_suites(self.home, self.config.evaluation.suites)
+        checkpoint = checkpoints.find_weights(self.home, step, weights)
+        if not suites or checkpoint is None:
+            return None
+        folder = Path(checkpoint.path)
+        if bad := checkpoints.verify_checkpoint(folder):
+            raise IntegrityError(f"it is damaged: {bad[0].reason}", str(folder / bad[0].path), "train on from another")
+        device = self.config.devices.evaluator
+        try:
+            self._between(step)
+            engine = load(folder, self.config.model.dtype, device, profile_of(self.config.data)).engine
+            evaluation = evaluate_weights(
+                self.home,
+                self.db,
+                self.config,
+                engine,
+                f"step:{step}",
+                weights,
+                step,
+                suites,
+                between=lambda: self._between(step),
+            )
+            del engine  # one model at a time
+            judge_rivals(self.home, self.db, self.config, evaluation, device, self._between)
+        finally:
+            watchdog.expect(0.0)
+        return evaluation
+
+    def _between(self, _step: int | None) -> None:
+        watchdog.expect(self.config.training.hang_s)
+        if self.leaving():
+            raise Leaving
+
+
+@dataclass(frozen=True)
+class Bureau:
+    """What the workflows of an evaluator's process share."""
+
+    home: Home
+    jobs: JobsClient
+    device: DeviceQueue
+    evaluator: Evaluator
+
+
+def evaluate(bureau: Bureau, payload: Mapping[str, Any]) -> JobState:
+    """Judges the checkpoint that was handed over; the trainer decides what follows."""
+    return see_judged(bureau, payload, bureau.evaluator.evaluate_step)
+
+
+STAGES: Mapping[str, Stage[Bureau]] = {"evaluate": evaluate}
+
+
+def work(home: Home, leave: Leave) -> None:
+    """Serves the home's evaluations on this thread until `leave`."""
+    config = home.config()
+    use_threads(config)
+    with home.lock("evaluator", "judging checkpoints"), jobs.client(home) as client:
+        device = DeviceQueue()
+        evaluator = Evaluator(home, config, client.db, leave)
+        evaluator.check()
+        declare(Bureau(home, client, device, evaluator), STAGES)
+        jobs.launch(home, EXECUTOR, QUEUES)
+        device.serve(leave)
+        go(client, QUEUES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--parent-fd", type=int, help="leave when this pipe reads its end")
+    arguments = parser.parse_args()
+    leave = Leave()
+    try:
+        home = Home.open(arguments.home)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, leave.on_signal)
+        if arguments.parent_fd is not None:
+            listen(arguments.parent_fd, home.logs / "evaluator.log", leave.at_once)
+        work(home, leave)
+    except StokeholdError as error:
+        sys.stderr.write(f"stoke: {error}\n")
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    main()
