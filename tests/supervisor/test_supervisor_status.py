@@ -13,8 +13,6 @@ import orjson
 import psutil
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stokehold.core.config import Config
 from stokehold.core.records import Dataset, Evaluation, Job, JobState, Priority, Step, SuiteResult, SuiteState
@@ -23,7 +21,7 @@ from stokehold.store.database import Database
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.facts import Facts
-from stokehold.supervisor.patterns import calibration_error, heatmap, length_bin
+from stokehold.supervisor.patterns import heatmap, length_bin
 from stokehold.supervisor.status import from_facts, payload, write_status
 from stokehold.supervisor.trainer import Trainer, read_trainer
 from stokehold.telemetry import clock
@@ -217,12 +215,12 @@ def test_old_sensor_readings_are_unknown(home: Home, db: Database) -> None:
 
 def judged(home: Home, db: Database, step: int, exact: float, nll: float) -> Evaluation:
     lines = [
-        {"suite": "syllo", "token_ids": [1] * 150, "token_logprobs": [math.log(0.9)] * 150, "score": 1.0},
-        {"suite": "syllo", "token_ids": [1] * 150, "token_logprobs": [math.log(0.85)] * 150, "score": 0.5},
+        {"suite": "syllo", "token_ids": [1] * 150, "score": 1.0},
+        {"suite": "syllo", "token_ids": [1] * 150, "score": 0.5},
         {"suite": "syllo", "token_ids": [], "score": None},
         {"suite": "x", "family": "sequence", "token_ids": [1] * 2000, "score": 0.0},
     ]
-    result = SuiteResult("syllo", SuiteState.OK, n=10, exact=exact, nll_per_token=nll)
+    result = SuiteResult("syllo", SuiteState.OK, n=10, exact=exact, nll_per_token=nll, ece=exact / 2)
     record = Evaluation(f"e{step:04d}", f"step:{step}", f"w{step}", "f", {"syllo": result}, 1.0, "", NOW, step=step)
     text = b"".join(orjson.dumps(line) + b"\n" for line in lines)
     return evaluations.save(home, db, record, lambda folder: (folder / "completions.jsonl").write_bytes(text) and None)
@@ -235,7 +233,7 @@ def test_held_out_readings(home: Home, db: Database, make_step: Make) -> None:
         judged(home, db, number, exact=0.1 if number <= 10 else 0.4, nll=3.0 if number <= 10 else 1.5)
     found = payload(home, db)
     assert (found["fixed_eval_em"], found["fixed_eval_ce"]) == (0.4, 1.5)
-    assert found["fixed_eval_ece"] == pytest.approx((0.9 + 0.85 - 1) / 2), "two answers in one bin, one of them right"
+    assert found["fixed_eval_ece"] == 0.2, "the newest"
     assert found["fixed_eval_trend"] == "improving"
     assert found["pattern_loss_trend"] == {"syllo": "improving"}
     assert found["val_train_gap"] == pytest.approx(0.5), "against the training loss at the evaluated step"
@@ -251,27 +249,6 @@ def test_the_gap_is_known_however_long_ago_the_evaluation_was(home: Home, db: Da
             journal.append(db, make_step(number, loss=1.0 if number <= 20 else 9.0), connection)
     judged(home, db, 20, exact=0.1, nll=3.0)
     assert payload(home, db)["val_train_gap"] == pytest.approx(2.0)
-
-
-def answered(confidence: float, score: float | None, tokens: int = 3) -> dict[str, object]:
-    return {"token_logprobs": [math.log(confidence) if confidence else -math.inf] * tokens, "score": score}
-
-
-def test_calibration_error_by_hand() -> None:
-    rows = [answered(0.5, 1.0), answered(0.5, 0.0), answered(0.9, 1.0), answered(1.0, 1.0), answered(1.0, 0.0)]
-    assert calibration_error(rows) == pytest.approx((0 + 0.1 + 1) / 5)
-    assert calibration_error([answered(1.0, 0.5)]) == pytest.approx(1.0), "the last bin holds 1, and half is not right"
-    assert calibration_error([answered(0.96, 1.0), answered(0.94, 0.0)]) == pytest.approx((0.04 + 0.94) / 2)
-    assert calibration_error([answered(0.9, None), answered(0.9, 1.0, tokens=0), {"score": 1.0}]) is None
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
-def test_calibration_error_is_a_share_and_has_no_order(answers: list[tuple[float, bool]]) -> None:
-    rows = [answered(confidence, float(right)) for confidence, right in answers]
-    found = calibration_error(rows)
-    assert found is not None
-    assert 0 <= found <= 1 + 1e-9
-    assert calibration_error(rows[::-1]) == pytest.approx(found)
 
 
 def instructions(home: Home, db: Database) -> int:

@@ -1,13 +1,9 @@
-"""What the status shows of one evaluation's answers: how well each kind of task goes by length, and calibration.
+"""What the status shows of one evaluation's answers: how well each kind of task goes by length.
 
-The pattern of an item is its task family where its line names one, else its suite. Its confidence is the geometric
-mean of the probabilities of the answer's tokens.
+The pattern of an item is its task family where its line names one, else its suite.
 """
 
-import bisect
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,18 +19,7 @@ LENGTH_BINS = (0, 100, 300, 500, 1000, 2000)
 LARGEST_BYTES = 256 * 1024 * 1024
 """Completions beyond this are not read for a picture."""
 
-CONFIDENCE_BINS = (0.2, 0.4, 0.6, 0.8, 0.95)
-"""Upper bounds of the bins of calibration; the last bin reaches 1 and holds it."""
-
 Heatmap = dict[str, dict[str, dict[str, int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Readings:
-    """Of an evaluation's answers: heatmap and expected calibration error, None without scored answers."""
-
-    heatmap: Heatmap | None = None
-    ece: float | None = None
 
 
 def length_bin(tokens: int) -> str:
@@ -56,29 +41,13 @@ def heatmap(rows: Iterable[Mapping[str, Any]]) -> Heatmap:
     return found
 
 
-def calibration_error(rows: Iterable[Mapping[str, Any]]) -> float | None:
-    """Mean distance of confidence and share right over the bins, each weighted by its answers; 0 is honest, 1 never.
-
-    Unscored answers and empty ones have no confidence and are left out.
-    """
-    bins: dict[int, list[tuple[float, bool]]] = {}
-    for row in rows:
-        if row.get("score") is not None and (logprobs := row.get("token_logprobs")):
-            confidence = math.exp(math.fsum(logprobs) / len(logprobs))
-            place = bisect.bisect_right(CONFIDENCE_BINS, confidence)
-            bins.setdefault(place, []).append((confidence, row["score"] == 1))
-    answers = sum(map(len, bins.values()))
-    distances = (abs(math.fsum(c for c, _ in found) - sum(right for _, right in found)) for found in bins.values())
-    return math.fsum(distances) / answers if answers else None
-
-
 @lru_cache(maxsize=8)
-def readings_of(folder: str) -> Readings:
-    """Of a published evaluation's folder; all unknown without readable completions. Folders never change."""
+def heatmap_of(folder: str) -> Heatmap | None:
+    """Of a published evaluation's folder; None without readable completions or scored answers. Folders never change."""
     path = Path(folder) / "completions.jsonl"
     if not path.is_file() or path.stat().st_size > LARGEST_BYTES:
-        return Readings()
-    return Readings(heatmap(_rows(path)) or None, calibration_error(_rows(path)))
+        return None
+    return heatmap(_rows(path)) or None
 
 
 def loss_trends(evaluations: Sequence[Evaluation]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from stokehold.store.home import Home
 from stokehold.supervisor import trends
 from stokehold.supervisor.alerts import DISK_FULL, active, age_s
 from stokehold.supervisor.facts import Facts, gather
-from stokehold.supervisor.patterns import Readings, loss_trends, readings_of
+from stokehold.supervisor.patterns import heatmap_of, loss_trends
 from stokehold.supervisor.trends import Forecast
 
 STATUS_FILE = "training_status.json"
@@ -55,7 +55,6 @@ def write_status(home: Home, content: Mapping[str, Any]) -> None:
 def from_facts(facts: Facts) -> dict[str, Any]:
     """The payload of these facts."""
     losses = [step.loss for step in facts.steps]
-    answers = readings_of(facts.evaluations[-1].path) if facts.evaluations else Readings()
     found = {
         **_place(facts),
         **_sample(facts),
@@ -64,9 +63,9 @@ def from_facts(facts: Facts) -> dict[str, Any]:
         "loss_variance": trends.loss_variance(losses),
         "token_entropy": facts.steps[-1].token_entropy if facts.steps else None,
         "loss_trend": trends.loss_trend(losses),
-        **_held_out(facts.evaluations, answers, facts.judged_loss),
+        **_held_out(facts.evaluations, facts.judged_loss),
         **_pace(facts),
-        "pattern_heatmap": answers.heatmap,
+        "pattern_heatmap": heatmap_of(facts.evaluations[-1].path) if facts.evaluations else None,
         "pattern_loss_trend": loss_trends(facts.evaluations) or None,
         "layer_activity_summary": None,
         "lora_stats": None,
@@ -144,7 +143,7 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _held_out(evaluations: Sequence[Evaluation], answers: Readings, train: float | None) -> dict[str, Any]:
+def _held_out(evaluations: Sequence[Evaluation], train: float | None) -> dict[str, Any]:
     """Of the frozen suites; several suites are averaged by their items. `train` is the loss at the same step."""
     newest = evaluations[-1] if evaluations else None
     series = [100 * em for e in evaluations if (em := trends.pooled(e, "exact")) is not None]
@@ -152,7 +151,7 @@ def _held_out(evaluations: Sequence[Evaluation], answers: Readings, train: float
     return {
         "fixed_eval_em": trends.pooled(newest, "exact") if newest else None,
         "fixed_eval_ce": ce,
-        "fixed_eval_ece": answers.ece,
+        "fixed_eval_ece": trends.pooled(newest, "ece") if newest else None,
         "fixed_eval_trend": trends.accuracy_trend(series),
         "val_train_gap": None if ce is None or train is None else ce - train,
     }

@@ -120,7 +120,7 @@ def forecast(steps: Sequence[Step], examples: float) -> Forecast | None:
 
 
 def pooled(evaluation: Evaluation, reading: str) -> float | None:
-    """Mean of a reading (`exact`, `nll_per_token`) over the suites that have it, weighted by their items."""
+    """Mean of a reading (`exact`, `nll_per_token`, `ece`) over the suites that have it, weighted by their items."""
     pairs = [(value, r.n) for r in evaluation.suites.values() if r.n and (value := getattr(r, reading)) is not None]
     items = sum(n for _, n in pairs)
     return sum(value * n for value, n in pairs) / items if items else None
