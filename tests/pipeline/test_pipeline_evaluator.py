@@ -158,7 +158,8 @@ def ruin(one: Bench) -> None:
     assert one.trainer.lineage is not None
     with torch.no_grad():
         first = next(one.trainer.lineage.model.parameters())
-        first.copy_(torch.randn(first.shape, generator=torch.Generator().manual_seed(1)))
+        noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(1))
+        first.copy_(noise * one.trainer.lineage.step)  # worse every time: who recovers is not taken back
 
 
 def test_the_verdict_takes_two_files_back_and_the_third_begins_again(apart: Callable[..., Apart]) -> None:

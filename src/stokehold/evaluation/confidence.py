@@ -19,9 +19,10 @@ from stokehold.evaluation.metrics import mean
 
 SIGNALS = ("sequence_mean", "minimum_token", "answer_span", "self_consistency")
 
-CALIBRATED = "minimum_token"
-"""The signal that a suite's calibration is about: an answer is right only when each of its tokens is, so the least
-certain token says more than the mean, which a long answer's many certain tokens lift; and every completion has it."""
+CALIBRATED = "sequence_mean"
+"""The signal that a suite's calibration is about; every completion has it. It promises too much, for many certain
+tokens lift it; the least certain token is nearer where an answer has one wording, and tells nothing where a part of the
+answer is free or not scored, as in most tasks there is (figures in docs/evaluation.md)."""
 
 _THOUGHT = re.compile(r"\A.*</think>", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")

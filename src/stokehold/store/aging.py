@@ -26,7 +26,7 @@ from stokehold.store.suites import kept_versions
 THINNED = "thinned"
 """Key of the manifest of an evaluation whose answers lost their words."""
 
-WORDS = ("text", "token_ids", "token_logprobs", "token_ends")
+WORDS = frozenset(("text", "token_ids", "token_logprobs", "token_ends"))
 
 
 def age(home: Home, now: datetime, ages: RetentionConfig, dry_run: bool = False) -> list[Line]:
@@ -81,7 +81,7 @@ def _suites(home: Home, old: Callable[[str], bool], gone: Set[str], dry_run: boo
 
 def _without_words(home: Home, folder: Path, manifest: Mapping[str, Any]) -> None:
     lines = [orjson.loads(line) for line in (folder / COMPLETIONS).read_bytes().splitlines()]
-    content = b"".join(orjson.dumps({**line, **dict.fromkeys(WORDS)}) + b"\n" for line in lines)
+    content = b"".join(orjson.dumps({**line, **dict.fromkeys(WORDS & line.keys())}) + b"\n" for line in lines)
     known = {entry["path"]: entry["blake3"] for entry in manifest["files"]}
     known[COMPLETIONS] = blake3(content).hexdigest()
     known.pop(DRAWS, None)  # what they showed is among the suite's readings
@@ -95,7 +95,7 @@ def _without_words(home: Home, folder: Path, manifest: Mapping[str, Any]) -> Non
 
     facts = {key: value for key, value in manifest.items() if key not in OWN_KEYS}
     old = trash.reserve(home, folder, trash.PRUNED)
-    publish(folder, write, {**facts, THINNED: list(WORDS)}, known, old, home.disk)
+    publish(folder, write, {**facts, THINNED: sorted(WORDS)}, known, old, home.disk)
 
 
 def _sessions(home: Home, old: Callable[[str], bool], dry_run: bool) -> list[Line]:
