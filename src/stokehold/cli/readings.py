@@ -112,7 +112,8 @@ def _regression(reading: Reading) -> None:
     forgot, lost, unstable = reading["forgetting"], reading["lost_in_a_row"], reading["unstable"]
     forgetting = _number(forgot["score"], 3) or "-"
     console.print(
-        f"over {reading['evaluations']} evaluations: forgetting {forgetting} on {forgot['items']} items; right once, wrong {lost['in_a_row']} times in a row: {lost['count']}; "
+        f"over {reading['evaluations']} evaluations: forgetting {forgetting} on {forgot['items']} items; "
+        f"right once, wrong {lost['in_a_row']} times in a row: {lost['count']}; "
         f"unstable: {unstable['count']} of {unstable['followed']}"
     )
     if lost["items"]:
