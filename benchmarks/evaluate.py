@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=sorted(SETS))
     parser.add_argument("--keep", type=Path, help="where trained models are kept; default: trained anew, thrown away")
     parser.add_argument("--exact", type=float, default=0.95, help="share of exact answers that ends the training")
+    parser.add_argument("--begin", type=Path, help="weights that training begins with; default: random ones")
     parser.add_argument("--train-seconds", type=float, default=900, help="per set; ends the training at the latest")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--items", type=int, default=64)
@@ -78,7 +79,7 @@ def main() -> None:
             samples = SETS[name](given.items)
             folder = root / name
             if not folder.is_dir():
-                overfit(untrained, folder, samples, given.exact, given.train_seconds)
+                overfit(given.begin or untrained, folder, samples, given.exact, given.train_seconds)
             if not given.train_only:
                 models = {"trained": folder, "random": untrained}
                 found[name] = {kind: compared(model, samples, given) for kind, model in models.items()}
