@@ -3,9 +3,9 @@
 `python benchmarks/evaluators.py [--model FOLDER] [--items N] [--rounds N]` prints JSON. Ours is `stoke evaluate`, from
 the start of its process to its end: load, one pass, all readings, everything stored. The others are eight processes of
 `benchmarks/peers/evaluator.py` started together, as the design that this replaces had them, and for one of them alone
-the same figures. Both answer the same held-out SYLLO items with the same model and the same limit, in float32, on the
-same threads in all. Memory is the largest sum, over time, of the processes' proportional set size (shared pages are
-counted once).
+the same figures. All answer the same held-out SYLLO items with the same model and the same limit, in float32, each with
+its share of the cores as threads. `exact` of the others is equality of tokens, ours the verifier's. Memory is the
+largest sum, over time, of the processes' proportional set size (shared pages are counted once).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def report(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def together(commands: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Wall seconds, processor seconds and highest memory of commands run at the same time, and what each found."""
-    threads = str(os.cpu_count())
+    threads = str(max(1, (os.cpu_count() or 1) // len(commands)))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     before, started = os.times(), time.perf_counter()
     children = [

@@ -143,3 +143,15 @@ def test_the_gradients_are_the_same_bits_in_every_run() -> None:
     states, weight, targets = drawn(50, torch.float32)
     once, again = (slopes(score_linear(states, weight, targets), states, weight) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_is_far_below_the_others_costs_what_it_costs(dtype: torch.dtype) -> None:
+    """Deeper than the floor of the other logits, where a chance is nothing in float32."""
+    weight = torch.tensor([[0.0], [1.0], [-1.0]], dtype=dtype, requires_grad=True)
+    states = torch.tensor([[128.0], [64.0]], dtype=dtype, requires_grad=True)
+    found = score_linear(states, weight, torch.tensor([2, 0]))
+    assert found.loss.item() == pytest.approx(256.0 + 64.0)
+    found.loss.backward()
+    assert states.grad is not None
+    assert states.grad.flatten().tolist() == [2.0, 1.0], "towards the token that is asked for, with its whole chance"
