@@ -23,6 +23,8 @@ from stokehold.store.files import verify
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
 from stokehold.store.locations import open_location
+from stokehold.store.migrations import MIGRATIONS
+from stokehold.store.postgresql import run_client
 from stokehold.store.restoring import restore
 
 
@@ -177,3 +179,30 @@ def test_postgresql_is_dumped_and_restored_into_another_database(tmp_path: Path,
         assert [found.id for found in client.list_jobs([JobState.QUEUED])] == [job.id]
         assert [found.step for found in journal.steps(client.db)] == [1]
         assert client.reconcile() == []
+
+
+def test_a_home_on_postgresql_is_copied_before_it_is_migrated(tmp_path: Path, server: str) -> None:
+    home = Home.create(tmp_path / "home", Config())
+    home.write_config(describe(parse_config({"store": {"database_url": f"{server}/one"}})))
+    kept = home.backups / f"before-schema-{len(MIGRATIONS)}.pgdump"
+    db = connect(home)
+    journal.append(db, step(1))
+    assert not kept.exists(), "there was nothing older"
+    with db.write() as connection:  # as the program before the last migration left it
+        connection.execute(sa.text("DROP TABLE journal_lost"))
+        connection.execute(sa.text("UPDATE schema_version SET version = 6"))
+    db.close()
+    db = connect(home)
+    assert sa.inspect(db.engine).has_table("journal_lost")
+    db.close()
+    assert [path.name for path in home.backups.iterdir()] == [kept.name]
+    run_client("pg_restore", f"{server}/two", "--no-owner", "--exit-on-error", str(kept))
+    there = sa.create_engine(f"{server}/two")
+    with there.begin() as connection:
+        assert connection.execute(sa.text("SELECT step FROM journal")).scalars().all() == [1]
+        assert connection.execute(sa.text("SELECT version FROM schema_version")).scalar() == 6
+        assert not sa.inspect(connection).has_table("journal_lost")
+    there.dispose()
+    kept.unlink()
+    connect(home).close()
+    assert not kept.exists(), "what is as it should be is not copied"

@@ -21,6 +21,7 @@ from stokehold.store.disk import DISK, Disk
 from stokehold.store.files import STAGING, refusals
 from stokehold.store.home import Home
 from stokehold.store.migrations import MIGRATIONS, migrate, outdated
+from stokehold.store.postgresql import dump_postgresql
 
 BUSY_TIMEOUT_MS = 30_000
 
@@ -72,21 +73,45 @@ class Database:
 def connect(target: Home | str) -> Database:
     """Opens the database of a home, or of an SQLAlchemy URL, creating and migrating our tables.
 
-    What an older program made is copied first, as `before-schema-N` (`keep_before`): into `backups/` of the home, or
-    beside the file. The copy and the migration are under one write lock, so nothing is written between them, and of two
-    processes that begin at once the second finds it done.
+    What an older program made is copied first, as `before-schema-N`: into `backups/` of the home, or beside the file
+    (SQLite's backup API; `pg_dump` for a home on PostgreSQL). With SQLite both are under one write lock, so nothing is
+    written between them, and of two processes that begin at once the second finds it done; PostgreSQL's dump is the
+    state of the moment it began, and the migration is one transaction.
 
     Raises `StokeholdError` on a network file system, where WAL is refused, for a newer schema, and where no good copy
     can be made; then nothing was changed.
     """
     database = Database(target if isinstance(target, str) else database_url(target))
     with database.write() as connection:
-        if database.engine.dialect.name == "sqlite" and (found := outdated(connection)) is not None:
-            path = Path(database.engine.url.database or "")
-            folder, disk = (path.parent, DISK) if isinstance(target, str) else (target.backups, target.disk)
-            keep_before(path, folder / f"before-schema-{len(MIGRATIONS)}.db", found, disk)
+        if (found := outdated(connection)) is not None:
+            _keep_old(database, target, found)
         migrate(connection, database.place)
     return database
+
+
+def _keep_old(database: Database, target: Home | str, schema: int) -> None:
+    """The copy that `connect` makes before a migration; none of a bare PostgreSQL URL, which has no folder for it."""
+    name = f"before-schema-{len(MIGRATIONS)}"
+    if database.engine.dialect.name == "sqlite":
+        path = Path(database.engine.url.database or "")
+        folder, disk = (path.parent, DISK) if isinstance(target, str) else (target.backups, target.disk)
+        keep_before(path, folder / f"{name}.db", schema, disk)
+    elif isinstance(target, Home):
+        keep_before_postgresql(database.url, target.backups / f"{name}.pgdump", target.disk)
+
+
+def keep_before_postgresql(url: str, target: Path, disk: Disk) -> None:
+    """Dumps a PostgreSQL database to `target`, whole or not at all; StokeholdError where `pg_dump` fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.with_name(f"{STAGING}{target.name}-{uuid4().hex}")
+    with refusals(target):
+        try:
+            dump_postgresql(url, stage)
+            disk.sync(stage)
+            disk.rename(stage, target)
+            disk.sync(target.parent)
+        finally:
+            stage.unlink(missing_ok=True)
 
 
 def keep_before(database: Path, target: Path, schema: int, disk: Disk) -> None:

@@ -4,11 +4,8 @@ Both see one moment of the database and hold up no writer. A copy is checked bef
 database has no backup, it has `stoke doctor --rebuild`.
 """
 
-import os
 import re
-import shutil
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
 from stokehold.store.database import Database
 from stokehold.store.disk import Disk
 from stokehold.store.files import hash_file
+from stokehold.store.postgresql import dump_postgresql, run_client
 
 FILES = {"sqlite": "stoke.db", "postgresql": "stoke.pgdump"}
 """Name of the copy by the kind of database."""
@@ -37,7 +35,7 @@ def dump(db: Database, folder: Path, disk: Disk) -> tuple[str, str]:
         raise StokeholdError("no backup of this kind of database", db.place, "use SQLite or PostgreSQL")
     scratch = folder / SCRATCH
     try:
-        (_copy_sqlite if kind == "sqlite" else _dump_postgresql)(db, scratch)
+        _copy_sqlite(db, scratch) if kind == "sqlite" else dump_postgresql(db.url, scratch)
         digest = disk.copy(scratch, folder / FILES[kind])
     finally:
         scratch.unlink(missing_ok=True)
@@ -77,7 +75,7 @@ def restore_postgresql(copy: Path, url: str) -> None:
             raise StokeholdError("the database is not empty", place, "create a new one and give its URL")
     finally:
         engine.dispose()
-    _postgresql("pg_restore", url, "--no-owner", "--no-acl", "--single-transaction", "--exit-on-error", str(copy))
+    run_client("pg_restore", url, "--no-owner", "--no-acl", "--single-transaction", "--exit-on-error", str(copy))
 
 
 def _copy_sqlite(db: Database, target: Path) -> None:
@@ -99,25 +97,3 @@ def _copy_sqlite(db: Database, target: Path) -> None:
 
 def _damaged(db: Database, why: str) -> IntegrityError:
     return IntegrityError(f"the database is damaged: {why}", db.place, "`stoke doctor --rebuild` remakes it")
-
-
-def _dump_postgresql(db: Database, target: Path) -> None:
-    _postgresql("pg_dump", db.url, "--format=custom", "--no-owner", "--no-acl", f"--file={target}")
-
-
-def _postgresql(program: str, url: str, *arguments: str) -> None:
-    """Runs a PostgreSQL client; the password goes by the environment, which other users cannot read."""
-    parsed = sa.make_url(url)
-    place = parsed.render_as_string(hide_password=True)
-    if (path := shutil.which(program)) is None:
-        raise StokeholdError(f"{program} is not installed", place, "install PostgreSQL's client programs")
-    options = {"--host": parsed.host or parsed.query.get("host"), "--port": parsed.port, "--username": parsed.username}
-    given = [f"{name}={value}" for name, value in options.items() if value]
-    environment = {**os.environ, **({"PGPASSWORD": str(parsed.password)} if parsed.password else {})}
-    command = [path, *given, "--no-password", f"--dbname={parsed.database}", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        if "No space left" in done.stderr:
-            raise DiskFullError(f"no space left for {program}", place, "make room")
-        said = done.stderr.strip().splitlines()
-        raise StokeholdError(f"{program} failed: {said[-1] if said else 'it said nothing'}", place, "see its message")
