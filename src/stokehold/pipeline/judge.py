@@ -144,7 +144,8 @@ def _decision(state: SequentialComparison) -> list[str]:
     verdict = state.decision or Verdict.INCONCLUSIVE
     changed = f"{state.gained} gained, {state.lost} lost on {state.items} fresh problems"
     more = "" if state.decision else f"; about {state.more_items()} more would settle it at this rate"
-    return [f"{verdict.value}: {changed}{more}", f"a false verdict has a chance of at most {state.alpha:.2g}"]
+    grounds = f"by right answers and by the likelihood of the gold ones; wrong with a chance of at most {state.alpha:.2g}"
+    return [f"{verdict.value}: {changed}{more}", grounds]
 
 
 def _reading(result: SuiteResult) -> str:
