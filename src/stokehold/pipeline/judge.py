@@ -144,7 +144,7 @@ def _decision(state: SequentialComparison) -> list[str]:
     verdict = state.decision or Verdict.INCONCLUSIVE
     changed = f"{state.gained} gained, {state.lost} lost on {state.items} fresh problems"
     more = "" if state.decision else f"; about {state.more_items()} more would settle it at this rate"
-    grounds = f"by right answers and by the likelihood of the gold ones; wrong with a chance of at most {state.alpha:.2g}"
+    grounds = f"by right answers and the likelihood of gold ones; false with a chance of at most {state.alpha:.2g}"
     return [f"{verdict.value}: {changed}{more}", grounds]
 
 
