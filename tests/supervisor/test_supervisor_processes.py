@@ -304,6 +304,7 @@ def test_a_second_ctrl_c_does_not_wait(up: Callable[[str, str], Up]) -> None:
 
     def pressed_again() -> bool:  # again and again, to the very end of the process
         house.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)  # a busy machine must find time for more than the signals
         return house.process.poll() is not None
 
     until(pressed_again)
