@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -125,7 +124,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     if case.checkpoint:
         (folder / "saved").mkdir()
         write_snapshot(take_snapshot(lineage), folder / "saved")
-    measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    measured = highest_resident() - before
     found = estimate(read_shape(folder), config)
     expected = found.step + (found.snapshot if case.checkpoint else 0)
     return {
@@ -168,6 +167,15 @@ def resident() -> int:
     """Bytes of this process in memory now."""
     with Path("/proc/self/statm").open() as counts:
         return int(counts.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def highest_resident() -> int:
+    """The most bytes of this process that were in memory at once.
+
+    Of this program alone: `getrusage` also remembers the process that started it.
+    """
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from test_store_backups import fill, tensors
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError, UsageError
 from stokehold.store import checkpoints, offsite
-from stokehold.store.backups import list_snapshots, snapshot, verify_snapshot
+from stokehold.store.backups import CONTENTS, list_snapshots, snapshot, verify_snapshot
 from stokehold.store.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.store.locations import MARKER, Location, blob_name, open_location, snapshot_name
@@ -119,9 +119,14 @@ def test_everywhere_damage_is_found_and_refused(home: Home, db: Database, where:
     fill(home, db)
     taken, _ = offsite.run(home, db, "x", where)
     location = open_location(where)
-    victim = next(name for name in sorted(location.names()) if name.startswith("blobs/"))
+    listed = {entry["path"]: entry["blake3"] for entry in offsite.manifest_of(location, taken.id)["files"]}
+    of_the_list = blob_name(listed.pop(CONTENTS))
+    victim = blob_name(next(iter(listed.values())))
     location.write(victim, b"other content")
     assert [bad.path for bad in offsite.verify(open_location(where), taken)] == [victim]
+    location.write(of_the_list, b"other content")
+    found = [bad.path for bad in offsite.verify(open_location(where), taken)]
+    assert sorted(found) == sorted([CONTENTS, victim, of_the_list])
     with pytest.raises(IntegrityError):
         restore(open_location(where), tmp_path / "new")
     assert not (tmp_path / "new").exists()
