@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.worker import Leave
 from stokehold.pipeline.workflows import hand_over, run_stage
 from stokehold.store import checkpoints, evaluations, events, job_rows, jobs, journal, versions
+from stokehold.store.disk import DISK, Disk
 from stokehold.store.gc import steps_in_use
 from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
@@ -68,8 +69,8 @@ class Apart(Bench):
 def apart(make_home: Callable[..., Home]) -> Iterator[Callable[..., Apart]]:
     made: list[Apart] = []
 
-    def make(**tables: Any) -> Apart:
-        home = make_home(devices=APART, **tables)
+    def make(disk: Disk = DISK, **tables: Any) -> Apart:
+        home = replace(make_home(devices=APART, **tables), disk=disk)
         write_jsonl(home.suites / "facts.jsonl", held_out_facts()[:12])
         made.append(Apart(home))
         return made[-1]
@@ -221,6 +222,39 @@ def test_going_back_gives_up_the_file_that_is_being_trained(apart: Callable[...,
     assert [step.step for step in journal.steps(one.db)] == list(range(1, one.step() + 1))
     one.drain()
     assert one.queued("evaluate", "promote") == []
+
+
+class SlowDisk(Disk):
+    """Takes its time to move a checkpoint into the trash."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if "checkpoints" in source.parts and "trash" in target.parts:
+            time.sleep(0.2)
+        super().rename(source, target)
+
+
+def test_going_back_waits_for_the_thread_that_writes_and_prunes(apart: Callable[..., Apart]) -> None:
+    inside = {"checkpoint_steps": 3, "micro_batch_tokens": 128}
+    one = apart(SlowDisk(), training=inside, store={"keep_checkpoints": 1})
+    one.run(one.dataset("one.jsonl", facts(60)))
+    one.drain(["evaluate", "promote", "improve"])
+    champion = one.step()
+    lost = one.dataset("two.jsonl", facts(60, seed=5))
+    one.run(lost)
+    one.drain(["evaluate"])
+    bad = next(found for found in evaluations.list_evaluations(one.home, one.db) if found.step == one.step())
+
+    def worse() -> None:
+        evaluations.record_decision(one.db, bad.id, Verdict.WORSE, "rollback")
+        one.trainer.decide(bad)
+
+    at = next(step for step in range(one.step() + 4, one.step() + 8) if step % 3 == 0)
+    one.at = {at: [worse]}
+    job = one.dataset("three.jsonl", facts(100, seed=6))
+    assert one.run(job) is JobState.PARTIAL
+    assert TAKEN_BACK in str(job_rows.get_job(one.db, job.id).error)
+    assert max(found.step for found in checkpoints.list_checkpoints(one.home)) == champion == one.step()
+    assert list(one.home.checkpoints.glob(".*")) == []
 
 
 def test_what_was_given_up_or_damaged_is_not_judged(apart: Callable[..., Apart]) -> None:

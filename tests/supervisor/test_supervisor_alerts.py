@@ -124,12 +124,14 @@ def test_every_rule_reaches_the_payload(make_step: Make) -> None:
         machine=Machine(disk_free_gb=1.0),
         children=[{"role": "trainer", "state": "running", "log": "trainer.log", "exits": exits}],
         boot_s=1000.0,
+        node_silence_s=121.0,
     )
     assert kinds(facts) == {
         *("loss_spike", "grad_norm", "plateau", "ece", "val_train_gap", "throughput", "disk_low"),
-        *("worker_restarted", "evaluator_broken", "evaluator_stale", "temperature"),
+        *("worker_restarted", "evaluator_broken", "evaluator_stale", "node_away", "temperature"),
     }
-    quiet = Facts(Config(), NOW, trainer=at_work("training"), steps=steps[:40], machine=Machine(disk_free_gb=100.0))
+    room = Machine(disk_free_gb=100.0)
+    quiet = Facts(Config(), NOW, trainer=at_work("training"), steps=steps[:40], machine=room, node_silence_s=119.0)
     assert kinds(quiet) == set()
 
 

@@ -1,4 +1,4 @@
-"""This machine as a node of another: it follows the champion there, and serves it here."""
+"""This machine as a node of another: it follows the champion there and serves it here, or judges for that home."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stokehold.cli.options import HERE, HomeOption, JsonOption
+from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
 from stokehold.cli.output import console, emit, errors
 from stokehold.cli.transfer import transferring
 from stokehold.core.errors import UsageError
@@ -15,7 +15,11 @@ from stokehold.store.home import CONFIG_NAME, Home
 from stokehold.store.remote import Remote
 from stokehold.supervisor import node
 
-group = typer.Typer(help="This machine follows another one's champion.", no_args_is_help=True)
+group = typer.Typer(help="This machine follows another one's champion, or judges for it.", no_args_is_help=True)
+UrlArgument = Annotated[str, typer.Argument(help="The page of the other home: http://host:8080; default: as before.")]
+TokenOption = Annotated[
+    str, typer.Option("--token", envvar="STOKE_NODE_TOKEN", help="HOME/status/token there; default: as before.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,15 +28,13 @@ def add_to(app: typer.Typer) -> None:
 
 @group.callback()
 def nodes() -> None:
-    """This machine follows another one's champion."""
+    """This machine follows another one's champion, or judges for it."""
 
 
 @group.command()
 def join(
-    url: Annotated[str, typer.Argument(help="The page of the other home: http://host:8080; default: as before.")] = "",
-    token: Annotated[
-        str, typer.Option(envvar="STOKE_NODE_TOKEN", help="HOME/status/token there; default: as before.")
-    ] = "",
+    url: UrlArgument = "",
+    token: TokenOption = "",
     once: Annotated[bool, typer.Option("--once", help="Pull the champion and end.")] = False,
     serve: Annotated[bool, typer.Option(help="Answer the OpenAI API with the champion.")] = True,
     home_path: HomeOption = HERE,
@@ -52,6 +54,20 @@ def join(
     answer = {"home": str(home.root), "champion": version.name, "weights_hash": version.weights_hash}
     if not emit(answer, as_json):
         console.print(f"champion: {version.name} ({version.weights_hash[:12]}) in {home.root}")
+
+
+@group.command()
+def judge(
+    url: UrlArgument = "",
+    token: TokenOption = "",
+    once: Annotated[bool, typer.Option("--once", help="Answer what is asked now and end.")] = False,
+    home_path: HomeOption = HERE,
+) -> None:
+    """Answers the evaluations of another home whose `devices.evaluator` is "node"."""
+    server = _server(home_path, url, token)
+    with Remote(server.url, server.token, errors.print) as remote:
+        home = node.open_home(home_path, remote, server, node.servers_settings)
+    become(home, "stokehold.pipeline.answering", flag("--once", once))
 
 
 def _server(root: Path, url: str, token: str) -> sync.Server:

@@ -29,6 +29,9 @@ LOCKED_KEYS = (
 LOCKED_ADAPTER_KEYS = ("adapter.rank", "adapter.alpha", "adapter.targets", "adapter.dora", "adapter.rslora")
 """Locked too where adapters are trained."""
 
+RETIRED = frozenset({("serve", "max_batch")})
+"""Keys that an older release wrote into every home and that nothing reads: passed over, and not written again."""
+
 
 class Section(BaseModel):
     """Base of every table: frozen, unknown keys refused, docstrings kept as descriptions."""
@@ -205,8 +208,8 @@ class ImprovementConfig(Section):
 class DevicesConfig(Section):
     trainer: str = "cpu"
     """`cpu` or `cuda:N`."""
-    evaluator: str = Field("share", pattern=r"^(share|cpu|cuda(:\d+)?)$")
-    """`share` evaluates inside the trainer process between steps; `cpu` or `cuda:N` in a process of its own."""
+    evaluator: str = Field("share", pattern=r"^(share|cpu|node|cuda(:\d+)?)$")
+    """`share` evaluates in the trainer's process, `cpu` or `cuda:N` in one of its own, `node` on another machine."""
 
     @property
     def own_evaluator(self) -> bool:
@@ -239,8 +242,6 @@ class ServeConfig(Section):
     """Address to listen on."""
     port: int = Field(8090, ge=0, le=65535)
     """0 takes a free port."""
-    max_batch: int = Field(16, ge=1)
-    """Requests generated together."""
 
 
 class StoreConfig(Section):
@@ -305,7 +306,7 @@ class Config(Section):
 def parse_config(tree: Mapping[str, Any], source: str = "stoke.toml") -> Config:
     """The checked config, or a `ConfigError` that names the key and the nearest known one."""
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(_without_retired(tree))
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
@@ -329,6 +330,15 @@ def describe(config: Config) -> str:
         for key, info in type(section).model_fields.items():
             lines += [f"# {info.description}", f"{key} = {_toml(getattr(section, key))}"]
     return "\n".join(lines).lstrip() + "\n"
+
+
+def _without_retired(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in table.items() if (name, key) not in RETIRED}
+        if isinstance(table, Mapping)
+        else table
+        for name, table in tree.items()
+    }
 
 
 def _sections(config: Config) -> Iterator[tuple[str, Section]]:

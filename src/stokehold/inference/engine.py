@@ -114,6 +114,26 @@ class Engine:
         self._context = f"a context of {self.context_tokens}"
         self._text_ends = TextEnds(tokenizer)
 
+    @property
+    def template_hash(self) -> str:
+        """Of what is written around the turns of a conversation."""
+        return self.tokenizer.template_hash
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, such as torch.float32."""
+        return str(self.model.dtype)
+
+    @property
+    def device_type(self) -> str:
+        """Where the weights are: cpu or cuda."""
+        return self.model.device.type
+
+    @property
+    def spent_before_s(self) -> float:
+        """Seconds that went into answers before they are asked for: none are made in advance."""
+        return 0.0
+
     def complete(
         self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int, gold_multiple: float = 0.0
     ) -> list[Completion]:

@@ -4,13 +4,13 @@ On one device this runs inside the trainer's process, on the live weights, betwe
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from stokehold.core.config import Config
 from stokehold.core.identity import short_id
 from stokehold.core.records import Completion, Evaluation, Sample
 from stokehold.evaluation.scorers import SCORERS_VERSION
-from stokehold.inference.engine import Engine
 from stokehold.pipeline.judge_model import has_failed, judge_conditions, opinions_about
 from stokehold.pipeline.judged import Judged
 from stokehold.pipeline.readings import readings
@@ -32,14 +32,46 @@ RECENT = 10
 """Newest evaluations among which that of the last step is looked for."""
 
 
-def conditions(config: Config, engine: Engine) -> dict[str, str]:
+class Answering(Protocol):
+    """What gives the answers: an `Engine`, or what another machine's engine gave; see there."""
+
+    @property
+    def template_hash(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def device_type(self) -> str: ...
+
+    @property
+    def spent_before_s(self) -> float: ...
+
+    def complete_batches(
+        self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int, gold_multiple: float = 0.0
+    ) -> Iterator[dict[int, Completion]]: ...
+
+    def sample_batches(
+        self,
+        samples: Sequence[Sample],
+        k: int,
+        temperature: float,
+        seed: int,
+        max_new_tokens: int,
+        batch_size: int,
+        top_p: float = 1.0,
+        gold_multiple: float = 0.0,
+    ) -> Iterator[dict[tuple[int, int], Completion]]: ...
+
+
+def conditions(config: Config, engine: Answering) -> dict[str, str]:
     """How answers are made, by name; readings are comparable only where all of it agrees."""
     return {
-        "template": engine.tokenizer.template_hash,
+        "template": engine.template_hash,
         "engine": ENGINE_VERSION,
         "scorers": SCORERS_VERSION,
-        "dtype": str(engine.model.dtype),
-        "device": engine.model.device.type,
+        "dtype": engine.dtype,
+        "device": engine.device_type,
         "max_new_tokens": str(config.evaluation.max_new_tokens),
         "gold_multiple": str(config.evaluation.gold_multiple),
     }
@@ -67,7 +99,7 @@ def evaluate_weights(
     home: Home,
     db: Database,
     config: Config,
-    engine: Engine,
+    engine: Answering,
     ref: str,
     weights_hash: str,
     step: int | None,
@@ -104,7 +136,7 @@ def evaluate_weights(
         weights_hash=weights_hash,
         fingerprint=mark,
         suites=judged.results,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + engine.spent_before_s,
         path=str(evaluations.evaluation_folder(home, identity)),
         created=utc_now(),
         step=step,
@@ -124,7 +156,7 @@ def keep(home: Home, db: Database, evaluation: Evaluation, suites: Sequence[Suit
 
 
 def _completions(
-    engine: Engine, samples: Sequence[Sample], config: Config, between: Callable[[], None]
+    engine: Answering, samples: Sequence[Sample], config: Config, between: Callable[[], None]
 ) -> list[Completion]:
     found: dict[int, Completion] = {}
     settings = config.evaluation
@@ -136,7 +168,7 @@ def _completions(
 
 
 def _draws(
-    engine: Engine, samples: Sequence[Sample], config: Config, between: Callable[[], None]
+    engine: Answering, samples: Sequence[Sample], config: Config, between: Callable[[], None]
 ) -> list[list[Completion]]:
     """The drawn answers to each item; an empty list where none are asked for."""
     settings = config.evaluation

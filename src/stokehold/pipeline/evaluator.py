@@ -1,4 +1,4 @@
-"""The evaluator worker: checkpoints are judged here, on a device of its own, while the trainer goes on.
+"""The evaluator worker: checkpoints are judged here, on a device of its own or a node's, while the trainer goes on.
 
 `python -m stokehold.pipeline.evaluator --home H` serves the queue `evaluate` until its supervisor's pipe closes or a
 signal asks it to leave. What a reading leads to is decided where the lineage lives: the job `promote` that follows is
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ import torch
 from stokehold.core.config import Config
 from stokehold.core.errors import ConfigError, IntegrityError, StokeholdError
 from stokehold.core.records import Evaluation, JobState
-from stokehold.data.profile import profile_of
-from stokehold.inference.registry import load
 from stokehold.pipeline import watchdog
+from stokehold.pipeline.asking import answered
 from stokehold.pipeline.device import DeviceQueue, Leaving
 from stokehold.pipeline.evaluate import evaluate_weights
-from stokehold.pipeline.rivals import judge_rivals
+from stokehold.pipeline.rivals import judge_rivals, opened_on
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import Leave, go, use_threads
 from stokehold.pipeline.workflows import Stage, declare, see_judged
@@ -33,6 +33,9 @@ from stokehold.store.database import Database
 from stokehold.store.home import Home
 from stokehold.store.jobs import JobsClient
 from stokehold.store.parent import listen
+
+NODE = "node"
+"""`devices.evaluator` where another machine answers."""
 
 EXECUTOR = "evaluator-0"
 QUEUES = (jobs.QUEUE_OF["evaluate"],)
@@ -52,7 +55,7 @@ class Evaluator:
         device, where = self.config.devices.evaluator, f"devices.evaluator = {self.config.devices.evaluator!r}"
         if not self.config.devices.own_evaluator:
             raise ConfigError("the trainer evaluates by itself", where, 'set it to "cpu" or "cuda:1"')
-        if device != "cpu" and not torch.cuda.is_available():
+        if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError("no CUDA device here", where, 'set it to "cpu" or "share"')
         if device == "cpu" and self.config.model.method == "qlora":
             raise ConfigError("4-bit weights need a CUDA device", where, 'set it to "cuda:N" or "share"')
@@ -70,22 +73,14 @@ class Evaluator:
         if bad := checkpoints.verify_checkpoint(folder):
             raise IntegrityError(f"it is damaged: {bad[0].reason}", str(folder / bad[0].path), "train on from another")
         device = self.config.devices.evaluator
+        opened = partial(answered, self.home, self.config) if device == NODE else opened_on(self.config, device)
         try:
             self._between(step)
-            engine = load(folder, self.config.model.dtype, device, profile_of(self.config.data)).engine
-            evaluation = evaluate_weights(
-                self.home,
-                self.db,
-                self.config,
-                engine,
-                f"step:{step}",
-                weights,
-                step,
-                suites,
-                between=lambda: self._between(step),
-            )
+            between, ref = partial(self._between, step), f"step:{step}"
+            engine = opened(folder, ref, suites, between)
+            evaluation = evaluate_weights(self.home, self.db, self.config, engine, ref, weights, step, suites, between)
             del engine  # one model at a time
-            judge_rivals(self.home, self.db, self.config, evaluation, device, self._between)
+            judge_rivals(self.home, self.db, self.config, evaluation, opened, self._between)
         finally:
             watchdog.expect(0.0)
         return evaluation

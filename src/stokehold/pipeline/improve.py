@@ -18,8 +18,8 @@ from stokehold.improvement.generation import next_file
 from stokehold.improvement.governor import refusal
 from stokehold.improvement.mining import Judged
 from stokehold.pipeline.readings import past_of, stored_rows
+from stokehold.pipeline.sampling import SAMPLE_ROWS
 from stokehold.pipeline.suites import judged_suites, open_suites
-from stokehold.pipeline.trainer import SAMPLE_ROWS
 from stokehold.store import evaluations
 from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, list_datasets

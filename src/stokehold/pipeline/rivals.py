@@ -1,6 +1,6 @@
 """Champion and best, judged anew where a verdict on a checkpoint needs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,12 +8,15 @@ from stokehold.core.config import Config
 from stokehold.core.records import Evaluation
 from stokehold.data.profile import profile_of
 from stokehold.inference.registry import load
-from stokehold.pipeline.evaluate import evaluate_weights
+from stokehold.pipeline.evaluate import Answering, evaluate_weights
 from stokehold.pipeline.promote import BEST, rivals
-from stokehold.pipeline.suites import open_suites
+from stokehold.pipeline.suites import Suite, open_suites
 from stokehold.store import versions
 from stokehold.store.database import Database
 from stokehold.store.home import Home
+
+Opened = Callable[[Path, str, Sequence[Suite], Callable[[], None]], Answering]
+"""Given a folder of weights, what it is called and the suites to come: what answers. It may call the last one often."""
 
 
 def judge_rivals(
@@ -21,7 +24,7 @@ def judge_rivals(
     db: Database,
     config: Config,
     evaluation: Evaluation,
-    device: str,
+    opened: Opened,
     between: Callable[[int | None], None],
 ) -> None:
     """Judges champion and best anew where that was never done, or not in the way this evaluation was made.
@@ -35,7 +38,16 @@ def judge_rivals(
             continue
         version = versions.find_version(home, name)
         step = version.step
-        engine = load(Path(version.path), config.model.dtype, device, profile_of(config.data)).engine
+        engine = opened(Path(version.path), version.name, suites, partial(between, step))
         evaluate_weights(
             home, db, config, engine, version.name, version.weights_hash, step, suites, partial(between, step)
         )
+
+
+def opened_on(config: Config, device: str | None = None) -> Opened:
+    """Opens weights on a device of this machine; None is the trainer's."""
+
+    def opened(folder: Path, _ref: str, _suites: Sequence[Suite], _between: Callable[[], None]) -> Answering:
+        return load(folder, config.model.dtype, device or config.devices.trainer, profile_of(config.data)).engine
+
+    return opened

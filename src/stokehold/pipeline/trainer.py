@@ -8,24 +8,21 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
-import orjson
 import torch
 
 from stokehold.core.config import Config
 from stokehold.core.errors import DiskFullError, IntegrityError
 from stokehold.core.records import Checkpoint, Evaluation, JobState, Sample, Step
 from stokehold.data.batches import Cursor
-from stokehold.data.formats import from_row
-from stokehold.evaluation.scorers import score
 from stokehold.inference.engine import Engine
 from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.divergence import pass_over
 from stokehold.pipeline.evaluate import affordable, evaluate_weights
 from stokehold.pipeline.promote import TAKEN_BACK, finish_going_back, go_back, is_going_back, promote
-from stokehold.pipeline.rivals import judge_rivals
+from stokehold.pipeline.rivals import judge_rivals, opened_on
+from stokehold.pipeline.sampling import ask_one, first_rows
 from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
 from stokehold.pipeline.suites import Suite, open_suites
 from stokehold.pipeline.token_reports import token_counter
@@ -54,9 +51,6 @@ from stokehold.training.cuda import check_device
 from stokehold.training.guards import BadBatch
 from stokehold.training.loop import ENDS, FREED, PAUSE_POLL_S, Hooks, Outcome, Work, run_job
 from stokehold.training.state import Lineage, Progress, Snapshot, check_locked, open_lineage, stored_weights
-
-SAMPLE_ROWS = 64
-"""Rows of a file that in-training samples are taken from."""
 
 
 @dataclass
@@ -132,7 +126,7 @@ class Trainer:
         self.job, self.file, self._taken_back = job, record.file, False
         self.status.facts = {"job": job, "current_file": record.file, "epoch": None}
         self._rows = max(1, count * self.config.training.epochs)
-        self._samples = _first_rows(folder / "rows.jsonl")
+        self._samples = first_rows(folder / "rows.jsonl")
         session = self.home.sessions / f"{utc_now().replace(':', '')}-{job}"
         try:
             lineage = self.ready()
@@ -257,10 +251,12 @@ class Trainer:
     def decide(self, evaluation: Evaluation) -> None:
         """Promotes, holds or goes back, once per evaluation; going back drops the live model."""
         if evaluations.decided(self.db, evaluation.id)[1] is None:
-            judge_rivals(self.home, self.db, self.config, evaluation, self.config.devices.trainer, self._between)
+            judge_rivals(self.home, self.db, self.config, evaluation, opened_on(self.config), self._between)
             promote(self.home, self.db, self.config, evaluation)
         if is_going_back(self.home, self.db, evaluation):
             live, self.lineage, self._taken_back = self.lineage, None, True
+            if live is not None:
+                live.give_up_writing()
             go_back(self.home, self.db, f"step {evaluation.step} was worse than the champion")
             if live is not None:  # what a run in progress ends with: its own steps are not to be saved
                 live.saved = checkpoints.latest(self.home, self.db).checkpoint
@@ -373,18 +369,8 @@ class Trainer:
         self.status.record("replay_differs", f"step {step.step}: loss {step.loss!r} instead of {before.loss!r}: {why}")
 
     def _sample(self, lineage: Lineage, step: int) -> None:
-        """Asks the model one of the rows it is trained on, and keeps what it said."""
-        if not self._samples:
-            return
-        sample = self._samples[step // max(1, self.config.training.sample_steps) % len(self._samples)]
-        engine = Engine(lineage.model, lineage.tokenizer)
-        limits = self.config.evaluation
-        completion = engine.complete([sample], limits.max_new_tokens, 1, limits.gold_multiple)[0]
-        question = "\n".join(message.content for message in sample.question)
-        system = next((message.content for message in sample.question if message.role == "system"), None)
-        self.status.facts["current_system_prompt"] = system
-        exact = score(sample, completion).exact
-        journal.add_sample(self.db, step, question, sample.gold, completion.text, exact)
+        if self._samples:
+            self.status.facts["current_system_prompt"] = ask_one(self.db, self.config, lineage, step, self._samples)
 
 
 NOT_DETERMINISTIC = "this hardware or kernel is not deterministic"
@@ -392,9 +378,3 @@ NOT_DETERMINISTIC = "this hardware or kernel is not deterministic"
 
 def _bits(step: Step) -> tuple[str, float, float]:
     return step.fingerprint, step.loss, step.grad_norm
-
-
-def _first_rows(path: Path) -> list[Sample]:
-    with path.open("rb") as file:
-        rows = [from_row(orjson.loads(line)) for line in islice(file, SAMPLE_ROWS)]
-    return [row for row in rows if row.messages]

@@ -6,7 +6,8 @@ weights would answer differently.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -89,49 +90,71 @@ def build(home: Home, db: Database, ref: str) -> bytes:
     if named is None:
         raise NotFoundError("no version goes by this name yet", ref, "promote one, or name one: v0007")
     version = versions.find_version(home, named)
-    folder = compaction.whole(home, home.versions / version.name)
+    return orjson.dumps(document(home, version.name, compaction.whole(home, home.versions / version.name)))
+
+
+def document(home: Home, name: str, folder: Path) -> dict[str, Any]:
+    """The offer of a published folder under this name."""
     base = base_of(folder)
-    config = home.config()
-    settings = {table: {key: getattr(getattr(config, table), key) for key in keys} for table, keys in SETTINGS.items()}
-    return orjson.dumps(
-        {
-            "format": FORMAT,
-            "name": version.name,
-            "manifest": read_manifest(folder),
-            "base": {"name": base.name, "manifest": read_manifest(base)} if base else None,
-            "settings": settings,
-        }
-    )
+    return {
+        "format": FORMAT,
+        "name": name,
+        "manifest": read_manifest(folder),
+        "base": {"name": base.name, "manifest": read_manifest(base)} if base else None,
+        "settings": settings_of(home.config()),
+    }
+
+
+def settings_of(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings that an offer tells."""
+    return {table: {key: getattr(getattr(config, table), key) for key in keys} for table, keys in SETTINGS.items()}
 
 
 def parse(body: bytes, server: str) -> Offer:
-    """The offer in this JSON; IntegrityError naming the server where any of it cannot be trusted."""
+    """The offer of a version in this JSON; IntegrityError naming the server where any of it cannot be trusted."""
     try:
         found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise IntegrityError("the server's answer is no offer of a version", server, UNTRUSTED) from error
+    offer = parse_folder(found, server, (versions.KIND,))
+    _check_version(offer.version, server)
+    return offer
+
+
+def parse_folder(found: Any, server: str, kinds: Sequence[str]) -> Offer:
+    """The offer of a folder of one of these kinds; errors as `parse`."""
+    try:
         if found["format"] > FORMAT:
             raise IntegrityError(f"an offer of the newer format {found['format']}", server, "upgrade stokehold")
-        version = _folder(found["name"], found["manifest"], versions.KIND, server)
+        weights = _folder(found["name"], found["manifest"], kinds, server)
         base = found["base"]
-        under = _folder(base["name"], base["manifest"], bases.KIND, server) if base is not None else None
+        under = _folder(base["name"], base["manifest"], (bases.KIND,), server) if base is not None else None
         known = {table: {key: found["settings"][table][key] for key in keys} for table, keys in SETTINGS.items()}
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise IntegrityError("the server's answer is no offer of a version", server, UNTRUSTED) from error
-    _check_version(version, server)
+    except (KeyError, TypeError) as error:
+        raise IntegrityError("the server's answer is no offer", server, UNTRUSTED) from error
+    if not weights_hash(weights.files):
+        raise IntegrityError("an offer without weights", server, UNTRUSTED)
     if under is not None and not BASE_NAME.fullmatch(under.name):
         raise IntegrityError("the base has no name that can be used", server, UNTRUSTED)
-    if (under is not None) != any(entry["path"] == ADAPTER_CONFIG for entry in version.files):
+    if (under is not None) != any(entry["path"] == ADAPTER_CONFIG for entry in weights.files):
         raise IntegrityError("adapters and their base do not come together", server, UNTRUSTED)
-    offer = Offer(version, under, parse_config(known, f"the settings of {server}"))
-    sizes = {(entry["blake3"], entry["bytes"]) for folder in (version, under) if folder for entry in folder.files}
+    offer = Offer(weights, under, parse_config(known, f"the settings of {server}"))
+    sizes = {(entry["blake3"], entry["bytes"]) for folder in (weights, under) if folder for entry in folder.files}
     if len(sizes) != len(offer.blobs):
         raise IntegrityError("one content is said to have two sizes", server, UNTRUSTED)
     return offer
 
 
-def _folder(name: str, manifest: Any, kind: str, server: str) -> Folder:
+def for_answering(offer: Offer) -> Offer:
+    """The offer without what only training needs."""
+    files = [entry for entry in offer.version.files if not versions.OPTIMISER.fullmatch(entry["path"])]
+    return replace(offer, version=replace(offer.version, manifest={**offer.version.manifest, "files": files}))
+
+
+def _folder(name: str, manifest: Any, kinds: Sequence[str], server: str) -> Folder:
     checked = check_manifest(manifest, f"{server}: {name}")
-    if checked.get("kind") != kind:
-        raise IntegrityError(f"what it calls a {kind} is none", server, UNTRUSTED)
+    if checked.get("kind") not in kinds:
+        raise IntegrityError(f"what it calls a {' or a '.join(kinds)} is none", server, UNTRUSTED)
     entries = checked["files"]
     paths = [entry["path"] for entry in entries]
     if len(paths) > MOST_FILES or len(set(paths)) != len(paths):
@@ -151,5 +174,3 @@ def _check_version(version: Folder, server: str) -> None:
         raise IntegrityError(f"its manifest does not fit at {place}", server, UNTRUSTED) from error
     if versions.full_name(version.name) != version.name or lineage.name != version.name:
         raise IntegrityError("the version has no name that can be used", server, UNTRUSTED)
-    if not weights_hash(version.files):
-        raise IntegrityError("a version without weights", server, UNTRUSTED)

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import httpx
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
 from stokehold.core.errors import BusyError, IntegrityError, NotFoundError, StokeholdError, UsageError
 from stokehold.store.disk import DISK, Disk
@@ -24,6 +25,9 @@ BATCH_BYTES = 1024 * 1024
 """What has come is put on the disk in pieces of this size: what a kill can lose."""
 
 DOCUMENT_BYTES = 16 * 1024 * 1024
+LONGEST_WAIT_S = 60.0
+"""Longest pause between two tries while the server does not answer, or what it has cannot be taken."""
+
 WORDS_BYTES = 4096
 WORDS_CHARS = 300
 TRANSIENT = frozenset({429, 502, 503, 504})
@@ -99,6 +103,14 @@ class Remote:
                 return None
             body = b"".join(self._pieces(response, DOCUMENT_BYTES))
             return Document(body, response.headers.get("etag", ""))
+
+    def hand_over(self, path: str, file: Path) -> None:
+        """Sends a file to `path`. One try: raises LinkError, and what the server refuses it with."""
+        size = size_of(file)
+        with file.open("rb") as stream:
+            pieces = iter(lambda: stream.read(BATCH_BYTES), b"")
+            with self._asked(path, {"content-length": str(size)}, "PUT", pieces):
+                pass
 
     def blob(self, blake3_hex: str, size: int, partial: Path, came: Callable[[int], None], disk: Disk = DISK) -> None:
         """Brings `partial` to the `size` bytes of a blob, beginning with what is there; `came` is told its size.
@@ -195,11 +207,13 @@ class Remote:
                 window, began_s = 0, time.monotonic()
 
     @contextmanager
-    def _asked(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """The response to a GET, its body not yet read; what is no answer to it is raised."""
+    def _asked(
+        self, path: str, headers: dict[str, str], method: str = "GET", content: Iterator[bytes] | None = None
+    ) -> Iterator[httpx.Response]:
+        """The response to a request, its body not yet read; what is no answer to it is raised."""
         try:
-            with self._client.stream("GET", path, headers=headers) as response:
-                if response.status_code not in (200, 206, 304):
+            with self._client.stream(method, path, headers=headers, content=content) as response:
+                if response.status_code not in (200, 204, 206, 304):
                     raise self._refusal(response)
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise IntegrityError("the server sends something compressed", self.url, "no proxy may change it")
@@ -238,6 +252,32 @@ class Remote:
         except (orjson.JSONDecodeError, KeyError, TypeError):
             said = response.reason_phrase
         return _printable(str(said)) or f"status {response.status_code}"
+
+
+class Repeated:
+    """Does something at intervals. `look` is called again and again; it waits where waiting is due.
+
+    What fails is told once, and tried again after pauses that grow.
+    """
+
+    def __init__(self, work: Callable[[], None], tell: Tell, every_s: float) -> None:
+        self._work, self._tell, self._every_s = work, tell, every_s
+        self._fault = ""
+        self._wait_s = self._next_s = 0.0
+
+    def look(self) -> None:
+        """Does it when it is time to."""
+        if time.monotonic() < self._next_s:
+            return
+        try:
+            self._work()
+            self._wait_s, self._fault = self._every_s, ""
+        except (StokeholdError, OSError, SQLAlchemyError) as error:
+            self._wait_s = min(max(2 * self._wait_s, self._every_s), LONGEST_WAIT_S)
+            if str(error) != self._fault:
+                self._tell(f"{error} · tried again")
+            self._fault = str(error)
+        self._next_s = time.monotonic() + self._wait_s
 
 
 def size_of(path: Path) -> int:

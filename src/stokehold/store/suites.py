@@ -95,14 +95,6 @@ def save_suite(home: Home, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return hash_of(content)
 
 
-def extend_suite(home: Home, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Adds rows whose `id` the suite does not have yet, so that doing it again changes nothing; returns its hash."""
-    with home.lock(f"suite-{name}", "adding rows"):
-        old = load_suite(home, name)[1] if name in suite_names(home) else []
-        known = {row.get("id") for row in old}
-        return save_suite(home, name, [*old, *(row for row in rows if row["id"] not in known)])
-
-
 def freeze_builtin(home: Home, builtin: Builtin, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a built-in suite on its first use; one that is there already stays as it is."""
     path = _builtin_folder(home) / f"{builtin.name}{SUFFIX}"
@@ -113,15 +105,22 @@ def freeze_builtin(home: Home, builtin: Builtin, rows: Sequence[Mapping[str, Any
 def keep_version(home: Home, content: bytes) -> str:
     """Keeps a suite as it is judged, for as long as its evaluations' answers; returns its hash."""
     digest = hash_of(content)
-    path = _version(home, digest)
+    path = kept_path(home, digest)
     if not path.exists():
         _write_inside(home, path, content)
     return digest
 
 
+def kept_path(home: Home, digest: str) -> Path:
+    """Where the content of this hash is or would be kept; `NotFoundError` for what is no hash."""
+    if not HASH.fullmatch(digest):
+        raise NotFoundError("not the hash of a suite", digest, "64 hexadecimal characters")
+    return home.suites / JUDGED / f"{digest}{SUFFIX}"
+
+
 def read_version(home: Home, digest: str) -> bytes:
     """A suite as it once was judged; NotFoundError where it was not kept, IntegrityError where it is not that one."""
-    path = _version(home, digest)
+    path = kept_path(home, digest)
     if not path.is_file():
         raise NotFoundError("no suite of this content was kept", digest, "its evaluations are old, or of another home")
     content = path.read_bytes()
@@ -153,12 +152,6 @@ def _write_inside(home: Home, path: Path, content: bytes) -> None:
 
 def _builtin_folder(home: Home) -> Path:
     return home.suites / "builtin"
-
-
-def _version(home: Home, digest: str) -> Path:
-    if not HASH.fullmatch(digest):
-        raise NotFoundError("not the hash of a suite", digest, "64 hexadecimal characters")
-    return home.suites / JUDGED / f"{digest}{SUFFIX}"
 
 
 def _content(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -7,7 +7,7 @@ folder is published nothing shows; until its alias is switched nothing serves it
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from stokehold.core.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError, StokeholdError
 from stokehold.core.records import Version
-from stokehold.store import compaction, events, tables, versions
+from stokehold.store import compaction, events, gc, tables, versions
 from stokehold.store.adapters import ADAPTER_CONFIG, reference
 from stokehold.store.blobs import LINK_BYTES, BlobStore
 from stokehold.store.database import Database, connect
@@ -80,8 +80,8 @@ def receive(home: Home, remote: Remote, offer: Offer, alias: str | None, report:
         try:
             _reserve(home, db, offer)
             if not _is_here(folder, offer.version):
-                _fetch(home, remote, offer, report)
-                _publish(home, offer)
+                _fetch(home, remote, name, offer.blobs, report)
+                _publish(home, offer, folder)
             versions.remember(db, offer.version.manifest)
             if alias is not None and versions.set_alias(home, db, alias, name) != name:
                 events.record(db, "sync", f"{alias} is {name} now, from {remote.url}")
@@ -89,6 +89,31 @@ def receive(home: Home, remote: Remote, offer: Offer, alias: str | None, report:
             db.close()
         _tidy(home, set())
         return versions.load_version(folder)
+
+
+def borrow(home: Home, remote: Remote, offer: Offer, others: Mapping[str, int], folder: Path, report: Report) -> None:
+    """The offered weights in `folder`, two levels below the home, and other blobs (bytes by hash), for a while.
+
+    Nothing of it becomes a version of this home. Errors as `pull`.
+    """
+    with home.lock(LOCK, f"taking {offer.version.name} from {remote.url}"):
+        _fetch(home, remote, offer.version.name, {**offer.blobs, **others}, report)
+        if not _is_here(folder, offer.version):
+            folder.parent.mkdir(exist_ok=True)
+            _publish(home, offer, folder)
+        _tidy(home, set())
+
+
+def give_back(home: Home, folder: Path) -> None:
+    """Removes borrowed weights and every blob that nothing names; bases stay, the next weights stand on them too."""
+    with home.lock(LOCK, "removing weights that were borrowed"):
+        home.disk.remove_tree(folder)
+        db = connect(home)
+        try:
+            for path in gc.orphans(home, db, set(), of_any_age=True):
+                home.disk.remove(path)
+        finally:
+            db.close()
 
 
 def remember(home: Home, server: Server) -> None:
@@ -133,12 +158,12 @@ def _is_here(folder: Path, wanted: Folder) -> bool:
     return {(e["path"], e["blake3"]) for e in entries} == {(e["path"], e["blake3"]) for e in wanted.files}
 
 
-def _fetch(home: Home, remote: Remote, offer: Offer, report: Report) -> None:
-    """Every blob of the offer into the store of this home; one that is there and damaged comes anew."""
+def _fetch(home: Home, remote: Remote, name: str, wanted_blobs: Mapping[str, int], report: Report) -> None:
+    """These blobs (bytes by hash) into the store of this home; one that is there and damaged comes anew."""
     blobs = BlobStore(home.blobs, home.disk)
-    missing = {digest: size for digest, size in offer.blobs.items() if blobs.verify(digest) is not None}
+    missing = {digest: size for digest, size in wanted_blobs.items() if blobs.verify(digest) is not None}
     _tidy(home, set(missing))
-    _check_room(home, offer.version.name, missing)
+    _check_room(home, name, missing)
     wanted, whole = sum(missing.values()), 0
     report(0, wanted)
     for digest, size in missing.items():
@@ -181,12 +206,12 @@ def _check_room(home: Home, name: str, missing: dict[str, int]) -> None:
         raise DiskFullError(what, str(home.root), f"make room for {(wanted - free) / 1e9:.3f} GB and pull again")
 
 
-def _publish(home: Home, offer: Offer) -> None:
-    """The base first, then the version: what stands on a base must find it."""
+def _publish(home: Home, offer: Offer, folder: Path) -> None:
+    """The base first, then the weights: what stands on a base must find it."""
     if offer.base is not None and not _is_here(home.base / offer.base.name, offer.base):
         _publish_folder(home, home.base / offer.base.name, offer.base)
     under = offer.base.name if offer.base else None
-    _publish_folder(home, home.versions / offer.version.name, offer.version, under)
+    _publish_folder(home, folder, offer.version, under)
 
 
 def _publish_folder(home: Home, folder: Path, wanted: Folder, base: str | None = None) -> None:

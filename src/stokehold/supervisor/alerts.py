@@ -41,6 +41,9 @@ RESTART_SHOWN_S = 600.0
 BACKUP_STALE_S = 48 * 3600.0
 """Two nights without one."""
 
+NODE_SILENT_S = 120.0
+"""A node asks every few seconds, and while it answers at most once an evaluation."""
+
 STALE_INTERVALS = 3
 STALE_FILES = 3
 """Files begun since the last evaluation: that many without one between them were not evaluated at their ends."""
@@ -74,6 +77,7 @@ def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
         *restarts(facts.children, facts.boot_s),
         evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
         evaluator_stale(facts.steps, facts.evaluations, facts.config) if facts.suites else None,
+        node_away(facts.node_silence_s),
         above("temperature", "GPU temperature, °C", status["gpu"]["temperature_c"], limit_c, CRITICAL),
     ]
     return [alert for alert in found if alert is not None]
@@ -225,3 +229,11 @@ def evaluator_stale(steps: Sequence[Step], evaluations: Sequence[Evaluation], co
     ):
         return Alert("evaluator_stale", WARNING, f"no evaluation for {behind} steps")
     return None
+
+
+def node_away(silence_s: float | None) -> Alert | None:
+    """An evaluation waits for a node, and none asks."""
+    if silence_s is None or silence_s < NODE_SILENT_S:
+        return None
+    text = f"an evaluation waits for a node, none has asked for {silence_s / 60:.0f} min: `stoke node judge` there"
+    return Alert("node_away", WARNING, text)

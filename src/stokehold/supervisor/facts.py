@@ -13,7 +13,18 @@ import sqlalchemy as sa
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, Job, JobState, Step
-from stokehold.store import control, drills, evaluations, job_rows, journal, offsite, space, suites, tables
+from stokehold.store import (
+    control,
+    drills,
+    evaluation_requests,
+    evaluations,
+    job_rows,
+    journal,
+    offsite,
+    space,
+    suites,
+    tables,
+)
 from stokehold.store.database import Database
 from stokehold.store.datasets import load_dataset
 from stokehold.store.files import utc_now
@@ -47,7 +58,7 @@ class Facts:
     that file gives in all its epochs; `matches`: of the last in-training samples; `sampled`, `correct`: of all of
     them; `evaluations`: those of training, on the newest one's suites; `judged_loss`: the mean training loss at the
     newest one's step, nats per token; `children`: what the supervisor says of its processes; `boot_s`: when this was,
-    in seconds since the machine was started.
+    in seconds since the machine was started; `node_silence_s`: as `evaluation_requests.silence_s`.
     """
 
     config: Config
@@ -75,6 +86,7 @@ class Facts:
     backup: offsite.Standing | None = None
     children: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     boot_s: float = 0.0
+    node_silence_s: float | None = None
 
 
 def gather(home: Home, db: Database) -> Facts:
@@ -114,6 +126,7 @@ def gather(home: Home, db: Database) -> Facts:
         backup=offsite.standing(home, config.store.backup_to),
         children=read_children(home),
         boot_s=clock.boot_s(),
+        node_silence_s=evaluation_requests.silence_s(home),
     )
 
 

@@ -10,21 +10,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from stokehold.core.config import parse_config
+from stokehold.core.config import Config, parse_config
 from stokehold.core.errors import StokeholdError
-from stokehold.store import checkpoints, sync, versions
+from stokehold.store import checkpoints, evaluation_requests, sync, versions
 from stokehold.store.home import CONFIG_NAME, Home
-from stokehold.store.offers import Offer, parse
-from stokehold.store.remote import Remote, Tell
+from stokehold.store.offers import parse
+from stokehold.store.remote import Remote, Repeated, Tell
 from stokehold.supervisor.processes import Child, Role, told, worker_environment
 
 ASK_S = 5.0
 """Seconds between two questions whether the champion is still the same."""
-
-LONGEST_WAIT_S = 60.0
-"""Longest pause between two tries while the server does not answer, or what it has cannot be taken."""
 
 TICK_S = 0.2
 LEAVE_S = 10.0
@@ -34,8 +29,26 @@ Transfer = Callable[[str], AbstractContextManager[sync.Report]]
 """Shows, under a title, how far what is reported inside the block is."""
 
 
-def open_home(root: Path, remote: Remote, server: sync.Server) -> Home:
-    """The node's home at `root`, made where there is none, with the server written down in it.
+def champions_settings(remote: Remote) -> Config:
+    """The settings under which the champion's weights answer as they do at the server."""
+    document = remote.retrying(lambda: sync.ask(remote, versions.CHAMPION))
+    offer = parse(document.body if document else b"", remote.url)
+    tree = offer.settings.model_dump(mode="json")
+    if offer.base is not None:
+        tree["model"]["base"] = f"base/{offer.base.name}"
+    return parse_config(tree)
+
+
+def servers_settings(remote: Remote) -> Config:
+    """The same of whatever weights of the server, also where nothing was promoted yet."""
+    found = remote.retrying(lambda: evaluation_requests.ask_server(remote))["settings"]
+    return parse_config(found, f"the settings of {remote.url}")
+
+
+def open_home(
+    root: Path, remote: Remote, server: sync.Server, settings: Callable[[Remote], Config] = champions_settings
+) -> Home:
+    """The node's home at `root`, made with these settings where there is none, with the server written down in it.
 
     Raises StokeholdError for a home that trains by itself and for a folder with other things in it; what a server that
     is new to it refuses (token, no champion yet) is raised before anything is written.
@@ -47,51 +60,24 @@ def open_home(root: Path, remote: Remote, server: sync.Server) -> Home:
             fix = "name a new folder with --home"
             raise StokeholdError("this home has models of its own, and is no node", str(home.root), fix)
         if known != server:
-            _offer(remote)
+            settings(remote)
     elif root.is_dir() and any(root.iterdir()):
         raise StokeholdError(
             "this folder is not empty, and no home", str(root.absolute()), "name a new one: --home DIR"
         )
     else:
-        home = _make(root, _offer(remote))
+        home = Home.create(root, settings(remote))
     sync.remember(home, server)
     return home
 
 
-def _offer(remote: Remote) -> Offer:
-    document = remote.retrying(lambda: sync.ask(remote, versions.CHAMPION))
-    return parse(document.body if document else b"", remote.url)
-
-
-def _make(root: Path, offer: Offer) -> Home:
-    """A home in which the offered weights answer as they do at the server."""
-    tree = offer.settings.model_dump(mode="json")
-    if offer.base is not None:
-        tree["model"]["base"] = f"base/{offer.base.name}"
-    return Home.create(root, parse_config(tree))
-
-
 class Follower:
-    """Follows the champion of `remote` in `home`. `look` is called again and again; it waits where waiting is due."""
+    """Follows the champion of `remote` in `home`; `look` as of `Repeated`."""
 
     def __init__(self, home: Home, remote: Remote, transfer: Transfer, tell: Tell, ask_s: float = ASK_S) -> None:
-        self._home, self._remote, self._transfer, self._tell, self._ask_s = home, remote, transfer, tell, ask_s
-        self._etag, self._fault = "", ""
-        self._wait_s = self._next_s = 0.0
-
-    def look(self) -> None:
-        """Asks when it is time to; a new champion is taken over. What fails is told once and tried again."""
-        if time.monotonic() < self._next_s:
-            return
-        try:
-            self._take()
-            self._wait_s, self._fault = self._ask_s, ""
-        except (StokeholdError, OSError, SQLAlchemyError) as error:
-            self._wait_s = min(max(2 * self._wait_s, self._ask_s), LONGEST_WAIT_S)
-            if str(error) != self._fault:
-                self._tell(f"{error} · tried again")
-            self._fault = str(error)
-        self._next_s = time.monotonic() + self._wait_s
+        self._home, self._remote, self._transfer, self._tell = home, remote, transfer, tell
+        self._etag = ""
+        self.look = Repeated(self._take, tell, ask_s).look
 
     def _take(self) -> None:
         document = sync.ask(self._remote, versions.CHAMPION, self._etag)

@@ -7,7 +7,7 @@ adapters it holds these alone, and names the base they stand on.
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,8 @@ class Lineage:
     """The step at which `parts` last changed."""
     differences: tuple[str, ...] = ()
     """What made the checkpoint not bit-comparable with this process: `threads 2 -> 8`."""
+    give_up_writing: Callable[[], None] = lambda: None
+    """Before its checkpoints are set aside: returns when none of them is being written."""
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -43,9 +44,11 @@ class CheckpointWriter:
         self._writing: Future[Checkpoint] | None = None
 
     def __enter__(self) -> "CheckpointWriter":
+        self._lineage.give_up_writing = self.give_up
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lineage.give_up_writing = lambda: None
         self._thread.shutdown(wait=True)
 
     def begin(self) -> None:
@@ -81,6 +84,13 @@ class CheckpointWriter:
             self._lineage.parent = Path(checkpoint.path).name
             if self._lineage.step == checkpoint.step:
                 self._lineage.saved = checkpoint
+
+    def give_up(self) -> None:
+        """Returns when nothing is being written; a checkpoint that found no room is not wanted any more."""
+        if self._writing is not None:
+            with suppress(DiskFullError):
+                self._writing.result()
+        self._snapshot = self._writing = None
 
     def _write(self, snapshot: Snapshot) -> Checkpoint:
         facts = {key: snapshot.facts[key] for key in ("parent", "branch", "base")}

@@ -14,7 +14,7 @@ from stokehold.core.identity import short_id
 from stokehold.store.control import Command
 from stokehold.store.database import Database
 from stokehold.store.home import Home
-from stokehold.web import blobs
+from stokehold.web import blobs, evaluation_requests
 from stokehold.web.assets import PAGE, Asset, find
 from stokehold.web.guard import Guard
 from stokehold.web.metrics import StatusCollector, expose
@@ -42,6 +42,7 @@ def routes(readings: Readings) -> FastAPI:
     _add_api(app, readings)
     _add_watching(app, readings)
     blobs.add_to(app, readings.home, readings.db)
+    evaluation_requests.add_to(app, readings.home)
     return app
 
 
@@ -81,6 +82,10 @@ def _add_api(app: FastAPI, readings: Readings) -> None:
     @app.get("/api/evaluations")
     def evaluations() -> JSONResponse:
         return JSONResponse(readings.evaluations())
+
+    @app.get("/api/findings")
+    def findings() -> JSONResponse:
+        return JSONResponse(readings.findings())
 
     @app.get("/api/events")
     def events(since: int | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = EVENTS_SHOWN) -> JSONResponse:

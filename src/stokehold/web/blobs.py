@@ -1,7 +1,8 @@
 """What other machines may take from a home: its versions by name, their files by hash, in ranges.
 
-Only a hash that the manifest of a version names is answered, or that of a base under a version's adapters; no path
-ever comes from a client. Files are read in threads, a piece at a time: neither memory nor the page feels a large one.
+Only a hash that the manifest of a version names is answered, that of a base under a version's adapters, or one of what
+an evaluation request is about; no path ever comes from a client. Files are read in threads, a piece at a time: neither
+memory nor the page feels a large one.
 """
 
 import threading
@@ -14,12 +15,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.store import compaction, offers, versions
+from stokehold.store import compaction, evaluation_requests, offers, versions
 from stokehold.store.adapters import base_of
 from stokehold.store.blobs import BlobStore
 from stokehold.store.database import Database
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
+from stokehold.store.suites import kept_path
 
 PIECE_BYTES = 1024 * 1024
 LONGEST_REF = 64
@@ -78,7 +80,23 @@ class Shelf:
                         if shelf is not None and shelf not in seen:
                             yield shelf, self._files(shelf)
                             seen.add(shelf)
+            yield from self._asked(seen)
             self._known = {shelf: known for shelf, known in self._known.items() if shelf in seen}
+
+    def _asked(self, seen: set[Path]) -> Iterator[tuple[Path, Files]]:
+        """What a node needs that answers the open request: weights without what only training needs, and suites."""
+        with suppress(IntegrityError, NotFoundError):
+            if (request := evaluation_requests.waiting(self.home)) is None:
+                return
+            folder = evaluation_requests.weights_of(self.home, request)
+            for shelf in (folder, base_of(folder)):
+                if shelf is not None and shelf not in seen:
+                    files = self._files(shelf).items()
+                    yield shelf, {key: one for key, one in files if not versions.OPTIMISER.fullmatch(one[0])}
+                    seen.add(shelf)
+            for suite in request.suites:
+                path = kept_path(self.home, suite.blake3)
+                yield path.parent, {suite.blake3: (path.name, suite.bytes)}
 
     def _files(self, folder: Path) -> Files:
         """Read once: a published folder does not change."""

@@ -1,0 +1,382 @@
+"""Checkpoints judged on another machine: the same readings as at home, whatever is killed, and nothing left there."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from bench import Bench
+
+from link import serving
+from stokehold.core.config import Config, describe
+from stokehold.core.errors import ConfigError, IntegrityError
+from stokehold.core.records import Completion, JobState
+from stokehold.pipeline.answering import Answering
+from stokehold.pipeline.device import DeviceQueue
+from stokehold.pipeline.evaluator import STAGES, Bureau, Evaluator
+from stokehold.pipeline.foreground import Meter
+from stokehold.pipeline.worker import Leave
+from stokehold.pipeline.workflows import hand_over, run_stage
+from stokehold.store import checkpoints, evaluation_requests, evaluations, job_rows, sync, versions
+from stokehold.store.evaluation_requests import Header, Limits, Request, SuiteFile
+from stokehold.store.files import read_manifest
+from stokehold.store.home import Home
+from stokehold.store.remote import Remote
+from tiny_world import facts, held_out_facts, write_jsonl
+
+PATIENCE_S = 180.0
+"""A bound on hanging, not on speed."""
+
+ELSEWHERE = {"evaluator": "node"}
+QUICK = {"holdout_share": 0.0, "max_new_tokens": 24}
+
+
+class Elsewhere(Bench):
+    """A trainer whose checkpoints wait for a node; `judge` runs the evaluator's jobs on a thread of its own."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(home)
+        self.trainer.hand_over = lambda *given: hand_over(self.client, *given)
+        self.leave = Leave()
+        self.bureau = Bureau(home, self.client, DeviceQueue(), Evaluator(home, home.config(), self.db, self.leave))
+        threading.Thread(target=self.bureau.device.serve, args=(lambda: self.closed,), daemon=True).start()
+
+    def run(self, job: Any) -> JobState:
+        if job.kind != "evaluate":
+            return super().run(job)
+        return run_stage(self.bureau, STAGES["evaluate"], job_rows.get_payload(self.db, job.id))
+
+    def judging(self) -> threading.Thread:
+        """Begins all evaluations that wait, and returns when the first is asked for."""
+        thread = threading.Thread(target=self.drain, args=(["evaluate"],), daemon=True)
+        thread.start()
+        until(lambda: evaluation_requests.waiting(self.home) or not thread.is_alive())
+        return thread
+
+
+def until(true: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE_S
+    while not (found := true()):
+        assert time.monotonic() < end, "did not come true"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def elsewhere(make_home: Callable[..., Home]) -> Iterator[Callable[..., Elsewhere]]:
+    made: list[Elsewhere] = []
+
+    def make(**tables: Any) -> Elsewhere:
+        home = make_home(**{"devices": ELSEWHERE, "evaluation": QUICK} | tables)
+        write_jsonl(home.suites / "facts.jsonl", held_out_facts()[:12])
+        made.append(Elsewhere(home))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.leave.at_once()
+        one.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "node", Config())
+
+
+def answer(node: Home, url: str, token: str, times: int = 1) -> None:
+    """The node's own loop, as long as there is something to answer."""
+    with Remote(url, token) as remote, Meter() as meter:
+        answering = Answering(node, remote, meter)
+        for _ in range(times):
+            until(lambda: evaluation_requests.ask_server(remote)["request"])
+            answering.work()
+
+
+def content(one: Bench) -> dict[str, Any]:
+    """Everything judged: by its id the readings and the words, without what depends on the clock."""
+    found = evaluations.list_evaluations(one.home, one.db)
+    return {e.id: ({n: asdict(r) for n, r in e.suites.items()}, words(Path(e.path))) for e in found}
+
+
+def words(folder: Path) -> list[bytes]:
+    names = ("completions.jsonl", "draws.jsonl", "items.json")
+    return [(folder / name).read_bytes() for name in names if (folder / name).exists()]
+
+
+def left_over(node: Home) -> list[str]:
+    """Files of models and answers in the node's home."""
+    shelves = (node.versions, node.checkpoints, node.blobs, node.blobs.parent / "partial", node.root / "judging")
+    return [str(path) for shelf in shelves if shelf.exists() for path in shelf.rglob("*") if path.is_file()]
+
+
+def test_judged_elsewhere_is_judged_alike_and_nothing_stays_there(
+    elsewhere: Callable[..., Elsewhere], bench: Callable[..., Bench], node: Home
+) -> None:
+    drawn = QUICK | {"draws": 2, "temperature": 0.8}
+    here, away = bench(evaluation=drawn), elsewhere(evaluation=drawn)
+    for one in (here, away):
+        write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:12])
+        write_jsonl(one.home.suites / "more.jsonl", held_out_facts()[8:16])
+        (one.home.suites / "broken.jsonl").write_text("{")
+        one.submit("one.jsonl", facts(60))
+        one.drain(["ingest", "train"])
+    assert content(away) == {}
+    with serving(away.home) as url:
+        thread = away.judging()
+        answer(node, url, away.home.token())
+        thread.join(PATIENCE_S)
+        assert evaluation_requests.waiting(away.home) is None
+    for one in (here, away):
+        one.drain()
+    assert content(away) == content(here), "the same ids, readings and words"
+    (found,) = evaluations.list_evaluations(away.home, away.db)
+    assert found.suites["broken"].reason is not None
+    assert found.seconds > 0.0
+    answer_nothing(node, away)
+    assert left_over(node) == []
+
+
+def answer_nothing(node: Home, home_of: Bench) -> None:
+    with serving(home_of.home) as url, Remote(url, home_of.home.token()) as remote, Meter() as meter:
+        Answering(node, remote, meter).work()
+
+
+def test_adapters_are_judged_on_the_base_that_came_once(elsewhere: Callable[..., Elsewhere], node: Home) -> None:
+    one = elsewhere(model={"method": "lora"})
+    for number in (1, 2):
+        one.submit(f"{number}.jsonl", facts(40, seed=number))
+        one.drain(["ingest", "train"])
+    with serving(one.home) as url:
+        thread = one.judging()
+        answer(node, url, one.home.token())
+        (base,) = [path for path in node.base.iterdir() if path.is_dir()]
+        came = (base / "manifest.json").stat().st_mtime_ns
+        answer(node, url, one.home.token())
+        thread.join(PATIENCE_S)
+        assert (base / "manifest.json").stat().st_mtime_ns == came
+    assert len(evaluations.list_evaluations(one.home, one.db)) == 2
+    assert not (node.root / "judging").exists() or list((node.root / "judging").iterdir()) == []
+
+
+def test_only_what_is_asked_can_be_taken_and_only_while_it_is(elsewhere: Callable[..., Elsewhere], node: Home) -> None:
+    one = elsewhere()
+    one.submit("one.jsonl", facts(40))
+    one.drain(["ingest", "train"])
+    folder = Path(checkpoints.list_checkpoints(one.home)[-1].path)
+    hashes = {entry["path"]: entry["blake3"] for entry in read_manifest(folder)["files"]}
+    weights = hashes["model.safetensors"]
+    moments = [digest for path, digest in hashes.items() if path.startswith("optimizer")]
+    assert moments
+    headers = {"authorization": f"Bearer {one.home.token()}"}
+    with serving(one.home) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+
+        def status(digest: str) -> int:
+            return client.get(f"/api/blobs/{digest}").status_code
+
+        assert client.get("/api/evaluation-requests/next").json()["request"] is None
+        assert status(weights) == 404, "no version has it"
+        thread = one.judging()
+        document = client.get("/api/evaluation-requests/next")
+        assert str(one.home.root) not in document.text, "no path of this machine leaves it"
+        suite = document.json()["request"]["suites"][0]["blake3"]
+        assert (status(weights), status(suite)) == (200, 200)
+        assert [status(digest) for digest in moments] == [404] * len(moments)
+        assert client.get(f"/api/blobs/{suite}").content == (one.home.suites / "facts.jsonl").read_bytes()
+        assert httpx.get(f"{url}/api/evaluation-requests/next", trust_env=False).status_code == 401
+        answer(node, url, one.home.token())
+        thread.join(PATIENCE_S)
+        assert (status(weights), status(suite)) == (404, 404)
+
+
+def asked(home: Home) -> Request:
+    """A request for two items, with two draws of each."""
+    limits = Limits(max_new_tokens=4, batch_size=2, gold_multiple=0.0, draws=2, temperature=1.0, seed=0)
+    request = Request(
+        format=1,
+        id="0" * 16,
+        ref="step:1",
+        folder="checkpoints/step_000000001",
+        engine="e",
+        template="t",
+        limits=limits,
+        suites=(SuiteFile(name="s", blake3="0" * 64, bytes=1, items=2),),
+    )
+    evaluation_requests.ask(home, request)
+    return request
+
+
+HEADER = Header(request="0" * 16, engine="e", template="t", dtype="torch.float32", device="cpu", seconds=1.0)
+ANSWER = Completion("a", "x", (1,), (-0.5,), "stop", 0.25, 1)
+WHOLE: list[tuple[Any, Completion]] = [(("s", number, draw), ANSWER) for number in (0, 1) for draw in (None, 0, 1)]
+
+
+def lines(header: dict[str, Any], answers: list[tuple[Any, Completion]]) -> bytes:
+    rows = [header, *({"key": key, **asdict(one)} for key, one in answers)]
+    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+
+
+HEAD = HEADER.model_dump()
+REFUSED = {
+    "nothing": b"",
+    "no JSON": b"<html>",
+    "a pickle": b"\x80\x04K\x01.",
+    "another request": lines(HEAD | {"request": "1" * 16}, WHOLE),
+    "another engine": lines(HEAD | {"engine": "other"}, WHOLE),
+    "another template": lines(HEAD | {"template": "other"}, WHOLE),
+    "a newer format": lines(HEAD | {"format": 2}, WHOLE),
+    "another device": lines(HEAD | {"device": "cpu; rm"}, WHOLE),
+    "negative seconds": lines(HEAD | {"seconds": -1.0}, WHOLE),
+    "one is missing": lines(HEAD, WHOLE[1:]),
+    "a draw is missing": lines(HEAD, WHOLE[:-1]),
+    "one is twice": lines(HEAD, [*WHOLE, WHOLE[0]]),
+    "a draw is twice": lines(HEAD, [*WHOLE, WHOLE[1]]),
+    "one was not asked": lines(HEAD, [*WHOLE, (("s", 2, None), ANSWER)]),
+    "another suite": lines(HEAD, [*WHOLE, (("t", 0, None), ANSWER)]),
+    "a draw too many": lines(HEAD, [*WHOLE, (("s", 0, 2), ANSWER)]),
+    "no key": lines(HEAD, [*WHOLE, ("s", ANSWER)]),
+    "half a line": lines(HEAD, WHOLE)[:-9],
+    "tokens without their likelihoods": lines(HEAD, [(WHOLE[0][0], replace(ANSWER, token_logprobs=())), *WHOLE[1:]]),
+    "another end": lines(HEAD, [(WHOLE[0][0], replace(ANSWER, finish_reason="tired")), *WHOLE[1:]]),
+    "infinite": lines(HEAD, WHOLE).replace(b"-0.5", b"-1e999", 1),
+    "not a number": lines(HEAD, WHOLE).replace(b"-0.5", b"NaN", 1),
+    "invalid UTF-8": lines(HEAD, WHOLE).replace(b'"x"', b'"\xff"', 1),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_answers_that_cannot_be_right_are_refused_and_still_wanted(make_home: Callable[..., Home], why: str) -> None:
+    home = make_home(devices=ELSEWHERE)
+    request = asked(home)
+    came = evaluation_requests.inbox(home) / "came"
+    came.write_bytes(REFUSED[why])
+    with pytest.raises(IntegrityError, match="same release"):
+        evaluation_requests.accept(home, request.id, came)
+    assert evaluation_requests.waiting(home) == request
+    came.write_bytes(lines(HEAD, WHOLE))
+    evaluation_requests.accept(home, request.id, came)
+    assert evaluation_requests.waiting(home) is None
+    found = evaluation_requests.answers(home, request)
+    assert found is not None
+    assert found.completions == dict(WHOLE)
+
+
+def test_answers_over_http(make_home: Callable[..., Home]) -> None:
+    home = make_home(devices=ELSEWHERE)
+    request = asked(home)
+    headers = {"authorization": f"Bearer {home.token()}"}
+    with serving(home) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+        path = f"/api/evaluation-requests/{request.id}/answers"
+        said = client.put(path, content=REFUSED["infinite"])
+        assert (said.status_code, "line 2 of the answers" in said.json()["error"]) == (422, True)
+        assert client.put(path.replace("0" * 16, "f" * 16), content=lines(HEAD, WHOLE)).status_code == 404
+        assert httpx.put(f"{url}{path}", content=lines(HEAD, WHOLE), trust_env=False).status_code == 401
+        assert [file.name for file in (home.status / "asked").iterdir()] == ["request.json"], "nothing lies about"
+        assert client.put(path, content=lines(HEAD, WHOLE)).status_code == 204
+        assert client.put(path, content=lines(HEAD, WHOLE)).status_code == 404, "they are there"
+
+
+def test_another_question_ends_the_one_before(make_home: Callable[..., Home]) -> None:
+    home = make_home(devices=ELSEWHERE)
+    first = asked(home)
+    came = evaluation_requests.inbox(home) / "came"
+    came.write_bytes(lines(HEAD, WHOLE))
+    evaluation_requests.accept(home, first.id, came)
+    evaluation_requests.ask(home, first)
+    assert evaluation_requests.answers(home, first) is not None, "asked again after a kill: they are there"
+    second = first.model_copy(update={"id": "1" * 16})
+    evaluation_requests.ask(home, second)
+    assert evaluation_requests.answers(home, second) is None
+    assert evaluation_requests.waiting(home) == second
+
+
+def test_silence_is_counted_while_something_waits(make_home: Callable[..., Home]) -> None:
+    home = make_home(devices=ELSEWHERE)
+    assert evaluation_requests.silence_s(home) is None
+    asked(home)
+    old = time.time() - 500
+    os.utime(home.status / "asked" / "request.json", (old, old))
+    assert evaluation_requests.silence_s(home) == pytest.approx(500, abs=60)
+    evaluation_requests.note_visit(home)
+    assert evaluation_requests.silence_s(home) == pytest.approx(0, abs=60)
+
+
+def test_a_node_that_is_killed_and_an_evaluator_that_is_lose_nothing(
+    elsewhere: Callable[..., Elsewhere], node: Home, environment: dict[str, str]
+) -> None:
+    one = elsewhere(evaluation=QUICK | {"batch_size": 1, "max_new_tokens": 200})
+    one.submit("one.jsonl", facts(60))
+    one.drain(["ingest", "train"])
+    (waiting,) = one.queued("evaluate")
+    command = [sys.executable, "-m", "stokehold.pipeline.answering", "--home", str(node.root)]
+    with serving(one.home) as url:
+        sync.remember(node, sync.Server(url, one.home.token()))
+        one.judging()
+        with (node.logs / "answering.log").open("ab") as log:
+            first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            until(lambda: list((node.root / "judging").glob("*/model.safetensors")))
+            os.kill(first.pid, signal.SIGKILL)
+            first.wait()
+            one.leave.at_once()  # the evaluator goes as well
+            until(lambda: one.state(waiting) is not JobState.RUNNING or one.leave())
+            assert evaluation_requests.waiting(one.home) is not None
+            again = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            until(lambda: evaluation_requests.waiting(one.home) is None)
+        other = Elsewhere(one.home)
+        job_rows.set_state(other.db, waiting.id, JobState.QUEUED)
+        assert other.run(waiting) is JobState.COMPLETED
+        until(lambda: left_over(node) == [])
+        again.send_signal(signal.SIGTERM)
+        assert again.wait(60) == 0
+        other.close()
+    assert len(evaluations.list_evaluations(one.home, one.db)) == 1
+
+
+def test_the_champion_is_judged_there_too_where_it_was_judged_otherwise(
+    elsewhere: Callable[..., Elsewhere], node: Home
+) -> None:
+    one = elsewhere()
+    first = trained_and_judged(one, "one.jsonl", node, 1)
+    assert versions.alias(one.db) == "v0001"
+    settings = one.home.config()
+    limits = settings.evaluation.model_copy(update={"max_new_tokens": 20})
+    one.home.write_config(describe(settings.model_copy(update={"evaluation": limits})))
+    one.close()
+    other = Elsewhere(one.home)
+    second = trained_and_judged(other, "two.jsonl", node, 2)
+    found = [(e.ref, e.conditions["max_new_tokens"]) for e in evaluations.list_evaluations(other.home, other.db)]
+    other.close()
+    assert sorted(found) == sorted([(f"step:{first}", "24"), (f"step:{second}", "20"), ("v0001", "20")])
+
+
+def trained_and_judged(one: Elsewhere, name: str, node: Home, requests: int) -> int:
+    """Trains a file while a node answers that many requests; returns the step at its end."""
+    one.submit(name, facts(40, seed=requests))
+    one.drain(["ingest", "train"])
+    with serving(one.home) as url:
+        thread = one.judging()
+        answer(node, url, one.home.token(), requests)
+        thread.join(PATIENCE_S)
+    one.drain()
+    return one.step()
+
+
+def test_a_home_that_is_no_node_says_so(node: Home, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "stokehold.pipeline.answering", "--home", str(node.root), "--once"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (said.returncode, "this home is no node" in said.stderr) == (2, True)
+
+
+def test_an_evaluator_of_a_node_needs_no_device(make_home: Callable[..., Home], elsewhere: Any) -> None:
+    one = elsewhere(model={"method": "full"})
+    one.bureau.evaluator.check()
+    with pytest.raises(ConfigError):
+        make_home(devices={"evaluator": "nodes"})
