@@ -114,10 +114,13 @@ class Answering:
 
     def _count(self, request: Request, answers: int) -> None:
         self._done += answers
-        whole = sum(suite.items for suite in request.suites) * (1 + request.limits.draws)
+        whole = self._whole(request)
         self._meter.show(request.ref, _share(self._done, whole), f"{self._done} of {whole} answers")
         if time.monotonic() >= self._visit_s:
             self._visit(request)
+
+    def _whole(self, request: Request) -> int:
+        return sum(suite.items for suite in request.suites) * (1 + request.limits.draws)
 
     def _visit(self, request: Request) -> None:
         """Shows the home that somebody is at work; NotFoundError where the work is not wanted any more."""
@@ -142,7 +145,7 @@ class Answering:
         except StokeholdError:
             self._refused = request.id  # the same would be refused again
             raise
-        self._meter.say(f"{request.ref}: answered")
+        self._meter.say(f"{request.ref}: {self._whole(request)} answers handed back")
 
     def _clear(self, but: Path | None) -> None:
         """Removes what was taken for other requests."""
@@ -186,6 +189,7 @@ def main() -> None:
             if arguments.once:
                 answering.work()
             else:
+                meter.say(f"{home.root} judges for {server.url} on {home.config().devices.trainer}; Ctrl-C leaves")
                 go_on(answering, meter)
 
 
