@@ -15,10 +15,11 @@ import httpx
 import orjson
 import pytest
 from bench import Bench
+from starlette.testclient import TestClient
 
 from link import serving
 from stokehold.core.config import Config, describe
-from stokehold.core.errors import ConfigError, IntegrityError
+from stokehold.core.errors import ConfigError, IntegrityError, StokeholdError
 from stokehold.core.records import Completion, JobState
 from stokehold.pipeline.answering import Answering
 from stokehold.pipeline.device import DeviceQueue
@@ -27,10 +28,13 @@ from stokehold.pipeline.foreground import Meter
 from stokehold.pipeline.worker import Leave
 from stokehold.pipeline.workflows import hand_over, run_stage
 from stokehold.store import checkpoints, evaluation_requests, evaluations, job_rows, sync, versions
+from stokehold.store.database import connect
+from stokehold.store.disk import Fault, FaultyDisk
 from stokehold.store.evaluation_requests import Header, Limits, Request, SuiteFile
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
 from stokehold.store.remote import Remote
+from stokehold.web.app import create_app
 from tiny_world import facts, held_out_facts, write_jsonl
 
 PATIENCE_S = 180.0
@@ -282,6 +286,46 @@ def test_answers_over_http(make_home: Callable[..., Home]) -> None:
         assert [file.name for file in (home.status / "asked").iterdir()] == ["request.json"], "nothing lies about"
         assert client.put(path, content=lines(HEAD, WHOLE)).status_code == 204
         assert client.put(path, content=lines(HEAD, WHOLE)).status_code == 404, "they are there"
+
+
+def test_a_full_disk_at_home_is_no_refusal(make_home: Callable[..., Home]) -> None:
+    home = make_home(devices=ELSEWHERE)
+    request = asked(home)
+    headers = {"authorization": f"Bearer {home.token()}"}
+    full = replace(home, disk=FaultyDisk(Fault("full", 0)))
+    path = f"/api/evaluation-requests/{request.id}/answers"
+    db = connect(home)
+    with TestClient(create_app(full, db, "127.0.0.1"), "http://127.0.0.1") as client:
+        said = client.put(path, content=lines(HEAD, WHOLE), headers=headers)
+        assert (said.status_code, "no space left" in said.json()["error"]) == (500, True)
+        assert evaluation_requests.waiting(home) == request
+        assert client.put(path, content=lines(HEAD, WHOLE), headers=headers).status_code == 204
+    db.close()
+
+
+def test_a_node_keeps_its_answers_for_a_home_that_had_no_room_and_drops_refused_ones(
+    elsewhere: Callable[..., Elsewhere], node: Home
+) -> None:
+    one = elsewhere()
+    one.submit("one.jsonl", facts(40))
+    one.drain(["ingest", "train"])
+    thread = one.judging()
+    token = one.home.token()
+    full = replace(one.home, disk=FaultyDisk(Fault("full", 0)))
+    with serving(full) as url, Remote(url, token) as remote, Meter() as meter:
+        answering = Answering(node, remote, meter)
+        with pytest.raises(StokeholdError, match="no space left"):
+            answering.work()
+        (kept,) = (node.root / "judging").glob("*.jsonl")
+        kept.write_bytes(kept.read_bytes()[:-9])
+        with pytest.raises(IntegrityError, match="refuses what was sent"):
+            answering.work()
+        assert not kept.exists()
+        answering.work()
+        assert not kept.exists(), "not made again for who refuses them"
+        answer(node, url, token)
+    thread.join(PATIENCE_S)
+    assert len(evaluations.list_evaluations(one.home, one.db)) == 1
 
 
 def test_another_question_ends_the_one_before(make_home: Callable[..., Home]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError, UsageError
+from stokehold.core.errors import IntegrityError, NotFoundError, UsageError
 from stokehold.core.records import Completion, Sample
 from stokehold.data.profile import profile_of
 from stokehold.evaluation.suite_files import read_suite
@@ -140,10 +140,9 @@ class Answering:
         except NotFoundError:
             self._meter.say(f"{request.ref}: the answers are not wanted any more")
             return
-        except LinkError:
-            raise
-        except StokeholdError:
-            self._refused = request.id  # the same would be refused again
+        except IntegrityError:
+            self._refused = request.id
+            self._home.disk.remove(path)
             raise
         self._meter.say(f"{request.ref}: {self._whole(request)} answers handed back")
 

@@ -235,6 +235,8 @@ class Remote:
             return NotFoundError(said, self.url, "`stoke versions list` on the server shows what there is")
         if status == httpx.codes.CONFLICT:
             return BusyError(said, self.url, "try again later")
+        if status == httpx.codes.UNPROCESSABLE_ENTITY:
+            return IntegrityError(f"the server refuses what was sent: {said}", self.url, "it is not sent again")
         if response.is_redirect:
             target = _printable(response.headers.get("location", "elsewhere"))
             return StokeholdError(f"the server sends us to {target}", self.url, "give the address of the server itself")

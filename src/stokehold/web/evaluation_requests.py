@@ -1,5 +1,6 @@
 """What a home wants judged elsewhere, for a node that asks, and the answers that it hands back."""
 
+from pathlib import Path
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -8,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from stokehold.core.errors import IntegrityError
 from stokehold.store import evaluation_requests, offers
+from stokehold.store.files import refusals
 from stokehold.store.home import Home
 
 PIECE_BYTES = 1024 * 1024
@@ -28,19 +30,28 @@ def add_to(app: FastAPI, home: Home) -> None:
     async def answers(request: Request, request_id: str) -> Response:
         path = evaluation_requests.inbox(home) / f"incoming-{uuid4().hex}"
         try:
-            size, batch = 0, bytearray()
-            async for piece in request.stream():
-                batch += piece
-                if (size := size + len(piece)) > evaluation_requests.MOST_BYTES:
+            with refusals(home.root):
+                if not await received(home, request, path):
                     return JSONResponse({"error": "these are too many answers"}, 413)
-                if len(batch) >= PIECE_BYTES:
-                    await run_in_threadpool(home.disk.append, path, bytes(batch))
-                    batch.clear()
-            await run_in_threadpool(home.disk.append, path, bytes(batch))
-            await run_in_threadpool(evaluation_requests.accept, home, request_id, path)
+                await run_in_threadpool(evaluation_requests.accept, home, request_id, path)
         except IntegrityError as error:
             return JSONResponse({"error": str(error)}, 422)
         finally:
             if path.exists():
                 home.disk.remove(path)
         return Response(None, 204)
+
+
+async def received(home: Home, request: Request, path: Path) -> bool:
+    """Whether the whole body is in `path`; False where it is longer than answers may be."""
+    size, batch = 0, bytearray()
+    async for piece in request.stream():
+        batch += piece
+        size += len(piece)
+        if size > evaluation_requests.MOST_BYTES:
+            return False
+        if len(batch) >= PIECE_BYTES:
+            await run_in_threadpool(home.disk.append, path, bytes(batch))
+            batch.clear()
+    await run_in_threadpool(home.disk.append, path, bytes(batch))
+    return True
