@@ -9,7 +9,7 @@ at temperature 1. A loss comes in two settings:
 - `both`: all N are multiplied by the factor that takes so many points of correctness;
 - `correctness`: N is untouched, and right answers become wrong ones by chance: likelihood cannot see it.
 
-Beside the verdict stands the old rule "alarm when exact match fell by 10 points", on the same items.
+Beside the verdict stands the plain rule "alarm when exact match fell by 10 points", on the same items.
 """
 
 import argparse
@@ -48,7 +48,7 @@ LOOK_EVERY = 10
 CHECKPOINTS = 500
 DROP_AT = 300
 STREAM_ITEMS = 200
-OLD_RULE = 0.10
+TEN_POINTS = 0.10
 WORLD = 200_000
 """Items from which the average chance of a right answer is computed."""
 
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def pairs(setting: str, loss: float, items: int, runs: int, margin: float) -> dict[str, object]:
-    """Shares of `runs` pairs that the verdict calls different, worse and better, and that the old rule alarms on."""
+    """Shares of `runs` pairs that the verdict calls different, worse and better, and those that fell by 10 points."""
     random = np.random.default_rng([SETTINGS.index(setting), round(1000 * loss), items])
     hard = difficulty(random, runs, items)
     a, b = answers(random, hard, 0.0, setting), answers(random, hard, loss, setting)
@@ -106,8 +106,14 @@ def pairs(setting: str, loss: float, items: int, runs: int, margin: float) -> di
     for run in range(10):
         found = compare(readings(a, run), readings(b, run), margin).verdict
         assert (found is Verdict.WORSE, found is Verdict.BETTER) == (worse[run], better[run])
-    old = moved(a, b) <= -OLD_RULE + 1e-9
-    said = {"worse": worse, "better": better, "different": worse | better, "old_rule": old, "agree": a.right == b.right}
+    fell = moved(a, b) <= -TEN_POINTS + 1e-9
+    said = {
+        "worse": worse,
+        "better": better,
+        "different": worse | better,
+        "ten_point_rule": fell,
+        "agree": a.right == b.right,
+    }
     return {"setting": setting, "loss": loss, "items": items, **{name: share(found) for name, found in said.items()}}
 
 

@@ -31,10 +31,9 @@ from typing import Any
 
 from timing import in_turn, machine, summary
 
-from stokehold.core.records import Step
 from stokehold.data.batches import Batches, Cursor
 from stokehold.data.tokenizer import load_tokenizer
-from stokehold.store import job_rows, journal
+from stokehold.store import journal
 from stokehold.store.database import connect
 from stokehold.store.home import Home
 
@@ -105,7 +104,7 @@ def ours(folder: Path, root: Path, given: argparse.Namespace) -> Reading:
 def journalled(home: Home, warm_up: int, started: float) -> Reading:
     """Rates from the journal: over all the time between its rows, and over the steps' own seconds."""
     with closing(connect(home)) as db:
-        steps: list[Step] = [step for job in job_rows.list_jobs(db) for step in journal.job_steps(db, job.id)]
+        steps = journal.steps(db)
     at = [datetime.fromisoformat(step.created).timestamp() for step in steps]
     measured = steps[warm_up:]
     tokens, seconds = sum(step.tokens for step in measured), at[-1] - at[warm_up - 1]

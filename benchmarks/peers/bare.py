@@ -5,14 +5,13 @@ check, everything tokenised before the first step. With `--loss-of FILE` it prin
 under the untouched weights instead.
 """
 
-import argparse
 import bisect
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from meter import Meter
+from meter import Meter, parser_of
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -25,12 +24,7 @@ lengths: list[int] = []
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--skip", type=int, default=4)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = parser_of(__doc__)
     parser.add_argument("--length", type=int, default=1024, help="tokens of a packed row; a batch is two")
     parser.add_argument("--loss-of", type=Path)
     given = parser.parse_args()

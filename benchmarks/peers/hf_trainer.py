@@ -4,10 +4,8 @@
 of the tokens that the packed candidates' steps have, so `--steps` is multiplied by eight.
 """
 
-import argparse
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,7 +13,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets")
 
 import torch
 from datasets import load_dataset
-from meter import Meter
+from meter import Meter, parser_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 STEPS_EACH = 8
@@ -23,12 +21,7 @@ IGNORED = -100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--skip", type=int, default=4)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = parser_of(__doc__)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     meter = Meter(given.skip * STEPS_EACH)

@@ -1,11 +1,23 @@
 """What each peer counts and prints: tokens of documents per second after warm-up, memory, time to the first step."""
 
+import argparse
 import json
 import os
 import resource
 import time
 from pathlib import Path
 from typing import Any
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """What every peer is told: the folder with model and rows, steps in all and of those to warm up, type, threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--skip", type=int, default=4)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
 class Meter:

@@ -3,10 +3,8 @@
 `python trl_packed.py FOLDER` trains FOLDER/model on FOLDER/train.jsonl and prints one line.
 """
 
-import argparse
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,18 +12,13 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets")
 
 import torch
 from datasets import load_dataset
-from meter import Meter
+from meter import Meter, parser_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--skip", type=int, default=4)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = parser_of(__doc__)
     parser.add_argument("--length", type=int, default=1024)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -161,16 +161,13 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
     assert main_memory(tmp_path).total == whole.total
 
 
-def test_a_card_is_found_by_the_number_this_process_counts(
-    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_home(devices={"trainer": "cuda:1"}).config()
+def test_a_card_is_found_by_the_number_this_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     two = {0: card(0, 0, 40), 1: card(0, 4, 40)}
-    assert devices.room(config, two) == Room("cuda:1", 20_000_000_000, 24_000_000_000)
-    assert devices.room(config, {0: card(0, 0, 40)}) is None
+    assert devices.room("cuda:1", two) == Room("cuda:1", 20_000_000_000, 24_000_000_000)
+    assert devices.room("cuda:1", {0: card(0, 0, 40)}) is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
-    assert devices.room(config, two) == Room("cuda:1", 24_000_000_000, 24_000_000_000)
+    assert devices.room("cuda:1", two) == Room("cuda:1", 24_000_000_000, 24_000_000_000)
 
 
 # The home
@@ -301,6 +298,65 @@ def test_a_device_that_is_not_there_or_is_not_used(make_home: MakeHome) -> None:
     says(checks_work.device(config, {0: card(0, 0, 40)}, room), Mark.LOOK, "cuda:0")
     wanted = make_home(devices={"trainer": "cuda:3"}).config()
     says(checks_work.device(wanted, {0: card(0, 0, 40)}, None), Mark.BAD, "cuda:3 is not there", "shows cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "evaluator", "mark", "said"),
+    [
+        ("cpu", "share", Mark.GOOD, "the trainer itself"),
+        ("cpu", "cpu", Mark.GOOD, "a process of its own"),
+        ("cpu", "node", Mark.GOOD, "stoke node judge"),
+        ("cuda:0", "cuda:1", Mark.GOOD, "cuda:1"),
+        ("cuda:0", "cuda:2", Mark.BAD, "cuda:2 is not there → this machine shows cuda:0, cuda:1; set"),
+        ("cuda:0", "cuda", Mark.LOOK, "the memory of both"),
+        ("cuda:1", "cuda:1", Mark.LOOK, "the memory of both"),
+    ],
+)
+def test_an_evaluator_that_is_not_there_or_shares_its_card(
+    make_home: MakeHome, trainer: str, evaluator: str, mark: Mark, said: str
+) -> None:
+    config = make_home(devices={"trainer": trainer, "evaluator": evaluator}).config()
+    says(checks_work.evaluator(config, {0: card(0, 0, 40), 1: card(0, 0, 40)}), mark, said)
+
+
+@pytest.mark.parametrize(("evaluator", "fix"), [("cpu", '"cuda:N" or "share"'), ("cuda:0", 'evaluator = "share"')])
+def test_four_bit_weights_are_judged_on_cuda_only(make_home: MakeHome, evaluator: str, fix: str) -> None:
+    config = make_home(devices={"trainer": "cuda:1", "evaluator": evaluator}).config()
+    four_bit = config.model_copy(update={"model": config.model.model_copy(update={"method": "qlora"})})
+    says(checks_work.evaluator(four_bit, {1: card(0, 0, 40)}), Mark.BAD, fix)
+
+
+def test_an_evaluator_counts_where_it_judges(make_home: MakeHome) -> None:
+    model = ModelShape(10**9, (), 1, 64, 100, 64, 256)
+    card0, card1 = Room("cuda:0", 20 * 2**30, 24 * 2**30), Room("cuda:1", 5 * 2**30, 24 * 2**30)
+
+    def rows(trainer: str, evaluator: str, there: Room, apart: Room | None) -> dict[str, Check]:
+        home = make_home(devices={"trainer": trainer, "evaluator": evaluator}, evaluation={"max_new_tokens": 100})
+        found = checks_work.memory(home, home.config(), model, there, apart)
+        return {check.what: check for check in found}
+
+    says(rows("cuda:0", "cuda:1", card0, card1)["evaluation"], Mark.GOOD, "on cuda:1")
+    shared = rows("cuda:0", "cuda:0", card0, card0)
+    says(shared["memory"], Mark.GOOD)
+    says(shared["evaluation"], Mark.LOOK, "GiB of the trainer", "of 20.0 GiB free")
+    says(rows("cuda:0", "cpu", card0, Room("cpu", 2**40, 2**40))["evaluation"], Mark.GOOD, "beside", "on cpu")
+    says(rows("cuda:0", "cpu", card0, Room("cpu", 2**34, 2**34))["evaluation"], Mark.LOOK, "of 16.0 GiB free")
+    for evaluator in ("node", "cuda:1"):
+        assert "evaluation" not in rows("cuda:0", evaluator, card0, None)
+
+
+def test_an_evaluator_of_its_own_is_told_how_many_answers_fit(make_home: MakeHome) -> None:
+    model = ModelShape(10**6, (), 4, 64, 100, 256, 256)
+
+    def judged(answers: int) -> Check:
+        home = make_home(devices={"evaluator": "cuda:0"}, evaluation={"batch_size": answers, "max_new_tokens": 100})
+        found = checks_work.memory(home, home.config(), model, Room("cpu", 2**40, 2**40), Room("cuda:0", 2**30, 2**30))
+        return next(check for check in found if check.what == "evaluation")
+
+    says(judged(10**6), Mark.LOOK, "evaluation.batch_size = ")
+    most = int(judged(10**6).fix.rpartition(" ")[2])
+    assert judged(most).mark is Mark.GOOD
+    assert judged(most + 1).mark is Mark.LOOK
 
 
 def test_what_does_not_fit_comes_with_what_would(make_home: MakeHome) -> None:

@@ -115,6 +115,12 @@ def test_what_is_no_finite_number_is_refused(key: str, value: float) -> None:
         parse_config({"training": {key: value}})
 
 
+def test_a_key_of_an_older_release_is_passed_over_and_not_written_again() -> None:
+    found = parse_config({"serve": {"max_batch": 16, "port": 1}})
+    assert found == parse_config({"serve": {"port": 1}})
+    assert "max_batch" not in describe(found)
+
+
 def test_a_table_that_is_no_table_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training = 3"):
         parse_config({"training": 3})

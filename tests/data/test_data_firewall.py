@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stokehold.core.identity import normalise
+from stokehold.core.identity import is_holdout, normalise
 from stokehold.core.records import Message, Sample
 from stokehold.data import firewall
 from stokehold.data.firewall import Firewall, question_hash, template_fingerprint
@@ -45,6 +45,13 @@ def test_a_held_out_prompt_inside_a_longer_conversation_is_refused() -> None:
 def test_an_identity_is_refused_whatever_the_wording() -> None:
     assert "problem" in (HELD.check(ask("Say it otherwise.", "x"), "problem-1") or "")
     assert HELD.check(ask("Say it otherwise.", "x"), "problem-2") is None
+
+
+def test_an_identity_of_the_held_out_split_is_refused_whatever_the_suites_hold() -> None:
+    identities = [f"arithmetic|{number}" for number in range(200)]
+    refused = [one for one in identities if Firewall().check(ask(f"Compute {one}.", "x"), one)]
+    assert refused == [one for one in identities if is_holdout(one)]
+    assert 0 < len(refused) < 30
 
 
 def test_a_template_refuses_only_where_the_gold_agrees_and_is_reported_otherwise() -> None:

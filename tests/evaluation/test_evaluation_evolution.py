@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState, Trained, Verdict
-from stokehold.evaluation.bootstrap import bootstrap_nll
+from stokehold.evaluation.bootstrap import bootstrap_interval
 from stokehold.evaluation.evolution import (
     FEWEST_EVALUATIONS,
     WINDOW_EVALUATIONS,
@@ -19,6 +19,7 @@ from stokehold.evaluation.evolution import (
     theil_sen,
     trend,
 )
+from stokehold.evaluation.paired import likelihood
 from stokehold.evaluation.verdict import ItemReading
 
 POINTS = st.lists(
@@ -58,7 +59,9 @@ def test_the_paired_bootstrap_agrees_with_scipys() -> None:
         (ItemReading(str(n), True, float(a[n]), int(tokens[n])), ItemReading(str(n), True, float(b[n]), int(tokens[n])))
         for n in range(200)
     ]
-    delta, (low, high) = bootstrap_nll(pairs, 0)
+    found = likelihood(pairs)
+    assert found is not None
+    delta, (low, high) = found.delta, bootstrap_interval(found, 0)
 
     def difference(first: np.ndarray, second: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
         return ((second - first) * weights).sum(axis) / weights.sum(axis)

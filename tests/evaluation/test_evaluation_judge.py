@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stokehold.core.records import Completion, Message, Sample, SuiteState
-from stokehold.evaluation.canaries import IMPOSSIBLE, canaries, dead_canary
+from stokehold.evaluation.canaries import IMPOSSIBLE, canaries, examine
 from stokehold.evaluation.judge import judge_suite, overall_state
 from stokehold.evaluation.scorers import score, scorer_name
 from stokehold.tasks.registry import draw
@@ -151,14 +151,14 @@ def test_plain_text_is_judged_by_its_likelihood_alone() -> None:
 
 def test_canaries_live_through_right_suites_and_die_of_a_wrong_gold() -> None:
     samples = [*syllo(3), item("a", "blue"), item("b", "", scorer="exact"), item("c", "x", scorer="contains")]
-    assert dead_canary(samples) is None
+    assert examine(samples).dead is None
     assert [expected for _, expected in canaries(samples[0])] == [1.0, 0.0]
     spoiled = replace(samples[0], messages=(samples[0].messages[0], Message("assistant", "{}")))
     result, _ = judge_suite("s", [spoiled], [answer(spoiled, "{}")])
     assert result.state is SuiteState.BROKEN
     assert spoiled.id in str(result.reason)
     generous = item("d", IMPOSSIBLE)
-    assert "impossible" in str(dead_canary([generous]))
+    assert "impossible" in str(examine([generous]).dead)
 
 
 def test_the_state_of_an_evaluation_is_that_of_its_worst_suite() -> None:

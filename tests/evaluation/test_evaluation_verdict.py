@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from stokehold.core.records import Completion, Score, Verdict
-from stokehold.evaluation.bootstrap import bootstrap_nll
+from stokehold.core.records import Verdict
+from stokehold.evaluation.bootstrap import bootstrap_interval
 from stokehold.evaluation.metrics import mean, weighted_mean, wilson
+from stokehold.evaluation.paired import likelihood
 from stokehold.evaluation.power import paired_share_interval
 from stokehold.evaluation.significance import mcnemar_exact
-from stokehold.evaluation.verdict import ItemReading, compare, item_readings, items_needed
+from stokehold.evaluation.verdict import ItemReading, compare, items_needed
 
 MARGIN = 0.02
 
@@ -77,14 +78,16 @@ def test_agreement_on_few_items_proves_little() -> None:
 def test_the_bootstrap_is_centred_and_as_wide_as_the_normal_approximation() -> None:
     a, b = readings(300, 0.5, 1, noise=0.3), readings(300, 0.5, 2, shift=0.05, noise=0.3)
     pairs = list(zip(a, b, strict=True))
-    delta, (low, high) = bootstrap_nll(pairs, seed=3)
+    found = likelihood(pairs)
+    assert found is not None
+    delta, (low, high) = found.delta, bootstrap_interval(found, seed=3)
     tokens = np.array([x.gold_tokens for x in a], dtype=float)
     gaps = np.array([(y.gold_nll or 0) - (x.gold_nll or 0) for x, y in pairs])
     assert delta == pytest.approx(float((gaps * tokens).sum() / tokens.sum()))
     spread = math.sqrt(float((((gaps - delta) * tokens) ** 2).sum())) / float(tokens.sum())
     assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
-    assert (delta, (low, high)) == bootstrap_nll(pairs, seed=3)
-    assert (low, high) != bootstrap_nll(pairs, seed=4)[1]
+    assert (low, high) == bootstrap_interval(found, seed=3)
+    assert (low, high) != bootstrap_interval(found, seed=4)
 
 
 def test_more_right_is_better_and_fewer_is_worse() -> None:
@@ -200,10 +203,3 @@ def test_swapping_the_models_swaps_the_verdict(n: int, seed: int, margin: float)
     one, other = compare(a, b, margin, seed), compare(b, a, margin, seed)
     mirror = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
     assert other.verdict is mirror.get(one.verdict, one.verdict)
-
-
-def test_readings_carry_suite_names_and_unscored_items() -> None:
-    done = Completion("a", "x", (), (), "stop", gold_nll=0.5, gold_tokens=3)
-    assert item_readings([done], [Score(1.0)], "inbox") == [ItemReading("inbox/a", True, 0.5, 3, "inbox")]
-    assert item_readings([done], [Score(0.5)]) == [ItemReading("a", False, 0.5, 3)]
-    assert item_readings([done], [Score(None, reason="why")])[0].exact is None

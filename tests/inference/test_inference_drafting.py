@@ -15,9 +15,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from model_families import WINDOW, family_model
+from reciting import reciter
 from stokehold.core.records import Message, Sample
 from stokehold.data.profile import STOP, EmojiThink
 from stokehold.data.tokenizer import CHATML, ChatTokenizer, load_tokenizer, train_tokenizer
@@ -188,33 +189,6 @@ def test_items_are_those_of_plain_transformers(family_engine: Engine) -> None:
         assert done.gold_matched == next(n for n, token in enumerate(tail) if token != chosen[n])
 
 
-def reciter(tokenizer: ChatTokenizer, chain: Sequence[int], context: int = 512) -> PreTrainedModel:
-    """A model of one idle layer whose head answers every token of the chain with the next one."""
-    config = Qwen3Config(
-        vocab_size=tokenizer.size,
-        hidden_size=tokenizer.size,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=context,
-        tie_word_embeddings=False,
-        eos_token_id=min(tokenizer.stop_ids),
-        pad_token_id=tokenizer.pad_id,
-    )
-    with torch.random.fork_rng():
-        model = Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        for part in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
-            part.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(tokenizer.size))
-        model.lm_head.weight.zero_()
-        for token, following in itertools.pairwise(chain):
-            model.lm_head.weight[following, token] = 1.0
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def gold_ids(tokenizer: ChatTokenizer) -> list[int]:
     _, tail = tokenizer.answer_ids([Message("user", "?"), Message("assistant", ANSWER)])
@@ -225,7 +199,7 @@ def gold_ids(tokenizer: ChatTokenizer) -> list[int]:
 @pytest.fixture(scope="module")
 def reciting(tokenizer: ChatTokenizer, gold_ids: list[int]) -> Engine:
     last = tokenizer.prompt_ids([Message("user", "?")])[-1]
-    return Engine(reciter(tokenizer, [last, *gold_ids]), tokenizer)
+    return Engine(reciter(tokenizer, dict(itertools.pairwise([last, *gold_ids]))), tokenizer)
 
 
 def answering(texts: Sequence[str]) -> list[Sample]:
@@ -289,7 +263,7 @@ def test_a_budget_may_end_inside_the_draft(reciting: Engine, gold_ids: list[int]
 
 def test_a_choice_between_equals_is_a_tie(tokenizer: ChatTokenizer, gold_ids: list[int]) -> None:
     last = tokenizer.prompt_ids([Message("user", "?")])[-1]
-    model = reciter(tokenizer, [last, *gold_ids])
+    model = reciter(tokenizer, dict(itertools.pairwise([last, *gold_ids])))
     rival = next(token for token in range(tokenizer.size) if token not in gold_ids)
     for gap, tie in ((0.5 * TIE_GAP, True), (3 * TIE_GAP, False)):
         with torch.no_grad():
@@ -366,7 +340,7 @@ def test_the_penalty_decides_along_the_draft_too(tmp_path: Path, marks: int) -> 
     train_tokenizer(["ok\n\nok", "assistant\n", "ok ok", *[f"{STOP} "] * 9] * 4, 300, tmp_path)
     tokenizer = load_tokenizer(tmp_path, PROFILE)
     said = [tokenizer._chat.encode(part).ids[0] for part in ("\n", "ok", "\n\n", STOP)]
-    model = reciter(tokenizer, [*said, said[-1]])
+    model = reciter(tokenizer, dict(itertools.pairwise([*said, said[-1]])))
     question = [Message("user", "ok")]
     asked_for = PROFILE.marks(question)
     assert asked_for is not None

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from reciting import reciter
 from stokehold.core.config import Config
 from stokehold.core.records import Message, Sample
 from stokehold.data.profile import STOP, EmojiThink
@@ -73,36 +73,10 @@ def chain(tokenizer: ChatTokenizer) -> dict[int, int]:
     return dict(itertools.pairwise([*said, *marks, marks[0]]))
 
 
-def follower(tokenizer: ChatTokenizer) -> PreTrainedModel:
-    """A model of one layer that does nothing; its head answers every token with the next of the chain."""
-    shape = {"hidden_size": 320, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
-    stop = min(tokenizer.stop_ids)
-    config = Qwen3Config(
-        vocab_size=tokenizer.size,
-        num_hidden_layers=1,
-        head_dim=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        eos_token_id=stop,
-        pad_token_id=tokenizer.pad_id,
-        **shape,
-    )
-    with torch.random.fork_rng():
-        model = Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        for part in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
-            part.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(tokenizer.size, 320))
-        model.lm_head.weight.zero_()
-        for token, following in chain(tokenizer).items():
-            model.lm_head.weight[following, token] = 1.0
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def engine(request: pytest.FixtureRequest, mark_tokenizers: dict[str, ChatTokenizer]) -> Engine:
     tokenizer = mark_tokenizers[request.param]
-    return Engine(follower(tokenizer), tokenizer)
+    return Engine(reciter(tokenizer, chain(tokenizer)), tokenizer)
 
 
 def asked(count: int) -> list[Sample]:
@@ -212,7 +186,8 @@ def test_closed_is_what_the_text_says(
 @pytest.fixture
 def served(mark_folders: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Registry, Path]]:
     folder = tmp_path / "model"
-    follower(load_tokenizer(mark_folders["marks"])).save_pretrained(folder)
+    tokenizer = load_tokenizer(mark_folders["marks"])
+    reciter(tokenizer, chain(tokenizer)).save_pretrained(folder)
     for path in mark_folders["marks"].iterdir():
         shutil.copy(path, folder)
     data = {"profile": "emoji_think", "seed": PROFILE.seed}

@@ -6,7 +6,8 @@ documented seed gives.
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from model_families import family_model
 from stokehold.core.errors import InputError
 from stokehold.core.identity import short_id
-from stokehold.core.records import Message, Sample
+from stokehold.core.records import Completion, Message, Sample
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.inference.engine import Engine
 from stokehold.inference.sampling import nucleus
@@ -42,6 +43,14 @@ def asked() -> list[Sample]:
     return [Sample(f"s{n}", (Message("user", "the quick fox " * (n % 4) + str(n)),)) for n in range(6)]
 
 
+def completions_of(engine: Engine, samples: Sequence[Sample], k: int, **limits: Any) -> list[list[Completion]]:
+    """`k` completions of each sample, both in order."""
+    found: dict[tuple[int, int], Completion] = {}
+    for part in engine.sample_batches(samples, k, **limits):
+        found.update(part)
+    return [[found[number, place] for place in range(k)] for number in range(len(samples))]
+
+
 def shares(model: PreTrainedModel, ids: list[int], temperature: float) -> NDArray[np.float64]:
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy() / temperature
@@ -50,7 +59,7 @@ def shares(model: PreTrainedModel, ids: list[int], temperature: float) -> NDArra
 
 
 def test_each_token_is_the_one_that_its_own_number_points_to(engine: Engine, asked: list[Sample]) -> None:
-    drawn = engine.sample(asked, 3, batch_size=4, **LIMITS)
+    drawn = completions_of(engine, asked, 3, batch_size=4, **LIMITS)
     assert [len(draws) for draws in drawn] == [3] * len(asked)
     for sample, draws in zip(asked, drawn, strict=True):
         assert len({done.token_ids for done in draws}) == 3, "draws of one item differ"
@@ -68,9 +77,9 @@ def test_each_token_is_the_one_that_its_own_number_points_to(engine: Engine, ask
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_batch_size_order_and_number_of_draws_change_no_draw(engine: Engine, asked: list[Sample], top_p: float) -> None:
-    together = engine.sample(asked, 4, batch_size=64, top_p=top_p, **LIMITS)
-    alone = engine.sample(asked[::-1], 4, batch_size=1, top_p=top_p, **LIMITS)[::-1]
-    fewer = engine.sample(asked, 2, batch_size=5, top_p=top_p, **LIMITS)
+    together = completions_of(engine, asked, 4, batch_size=64, top_p=top_p, **LIMITS)
+    alone = completions_of(engine, asked[::-1], 4, batch_size=1, top_p=top_p, **LIMITS)[::-1]
+    fewer = completions_of(engine, asked, 2, batch_size=5, top_p=top_p, **LIMITS)
     for whole, one, few in zip(together, alone, fewer, strict=True):
         for draw in range(4):
             assert whole[draw].token_ids == one[draw].token_ids or whole[draw].tie
@@ -79,7 +88,7 @@ def test_batch_size_order_and_number_of_draws_change_no_draw(engine: Engine, ask
             done.token_ids for done, other in zip(whole, few, strict=False) if not other.tie
         ]
     assert sum(done.tie for draws in together for done in draws) <= 4
-    other_seed = engine.sample(asked, 4, batch_size=64, top_p=top_p, **{**LIMITS, "seed": 6})
+    other_seed = completions_of(engine, asked, 4, batch_size=64, top_p=top_p, **{**LIMITS, "seed": 6})
     assert all(a[0].token_ids != b[0].token_ids for a, b in zip(together, other_seed, strict=True))
 
 
@@ -88,7 +97,7 @@ def test_draws_follow_the_probabilities_of_the_model(
     engine: Engine, asked: list[Sample], temperature: float, top_p: float
 ) -> None:
     limits = {"temperature": temperature, "top_p": top_p, "seed": 1, "max_new_tokens": 1}
-    (draws,) = engine.sample(asked[:1], 4000, batch_size=64, **limits)
+    (draws,) = completions_of(engine, asked[:1], 4000, batch_size=64, **limits)
     expected = shares(engine.model, engine.tokenizer.prompt_ids(asked[0].messages), temperature)
     order = np.argsort(-expected, kind="stable")
     inside = expected[order].cumsum() - expected[order] < top_p
@@ -114,7 +123,7 @@ def test_prompts_are_read_once_for_all_draws(engine: Engine, asked: list[Sample]
         seen.append(named["attention_mask"][:, -named["input_ids"].shape[1] :])
 
     handle = engine.model.register_forward_pre_hook(note, with_kwargs=True)
-    engine.sample(asked, 5, batch_size=8, **LIMITS)
+    completions_of(engine, asked, 5, batch_size=8, **LIMITS)
     handle.remove()
     prompts = [len(engine.tokenizer.prompt_ids(sample.messages)) for sample in asked]
     assert sum(int(mask.sum()) for mask in seen if mask.shape[1] > 1) == sum(prompts)
@@ -123,14 +132,14 @@ def test_prompts_are_read_once_for_all_draws(engine: Engine, asked: list[Sample]
 
 def test_what_cannot_be_drawn_says_why(engine: Engine, asked: list[Sample]) -> None:
     long = Sample("long", (Message("user", "9" * 400),))
-    drawn = engine.sample([long, asked[0]], 2, batch_size=2, **LIMITS)
+    drawn = completions_of(engine, [long, asked[0]], 2, batch_size=2, **LIMITS)
     assert [done.finish_reason for done in drawn[0]] == ["error", "error"]
     assert "leaves no room" in str(drawn[0][0].error)
     assert drawn[1][0].token_ids
     for wrong in ({"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(InputError):
-            engine.sample(asked, 1, batch_size=1, **{**LIMITS, **wrong})
-    assert engine.sample([], 3, batch_size=1, **LIMITS) == []
+            completions_of(engine, asked, 1, batch_size=1, **{**LIMITS, **wrong})
+    assert completions_of(engine, [], 3, batch_size=1, **LIMITS) == []
 
 
 @settings(deadline=None, max_examples=60)

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 
 from stokehold.core.config import Config
 from stokehold.core.errors import BusyError, NotFoundError, StokeholdError, UsageError
+from stokehold.core.hosts import is_loopback
 from stokehold.core.records import Message, Version
 from stokehold.data.tokenizer import ChatTokenizer
 from stokehold.inference.engine import Engine
-from stokehold.inference.guard import Guard, is_loopback
+from stokehold.inference.guard import Guard
 from stokehold.inference.protocol import ChatRequest
 from stokehold.inference.registry import Registry, hash_of
 from stokehold.inference.server import Answer, create_app, listen, main

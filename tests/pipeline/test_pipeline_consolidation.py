@@ -4,13 +4,12 @@ import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench import Bench
 
+from adapter_home import TABLES, newest, publish, trained
 from stokehold.core.records import JobState
-from stokehold.data.batches import Cursor
 from stokehold.store import checkpoints, events, trash, versions
 from stokehold.store.adapters import base_of
 from stokehold.store.database import connect
@@ -19,45 +18,16 @@ from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
 from stokehold.training.consolidation import consolidate
 from stokehold.training.golden import agreement, golden
-from stokehold.training.state import Lineage, Progress, open_lineage, take_snapshot, write_snapshot
+from stokehold.training.state import open_lineage
 from store.matrix import every_fault
 from tiny_world import facts
 
 for name in ("stokehold.training.adapters", "transformers.models.qwen3.modeling_qwen3"):
     importlib.import_module(name)  # once, in the process that the matrix forks its children from
 
-TABLES: dict[str, Any] = {"model": {"method": "lora"}, "adapter": {"rank": 4, "merge_files": 1}}
 WEIGHTS = "model.safetensors"
 HEADER_BYTES = 16 * 1024
 """More than the header of the tiny model's weights."""
-
-
-def newest(home: Home) -> Lineage:
-    found = checkpoints.latest(home).checkpoint
-    assert found is not None
-    return open_lineage(Path(found.path), home.config())
-
-
-def save(home: Home, lineage: Lineage) -> None:
-    snapshot = take_snapshot(lineage)
-    checkpoints.publish_checkpoint(home, lineage.step, lambda folder: write(snapshot, folder), {"branch": 0})
-
-
-def write(snapshot: Any, folder: Path) -> None:
-    write_snapshot(snapshot, folder)
-
-
-def trained(home: Home) -> None:
-    """A checkpoint at step 4, one file ended, with adapters that change what the model answers."""
-    lineage = open_lineage(home.root / home.config().model.base, home.config())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in lineage.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    lineage.step = lineage.optimizer_since = 4
-    lineage.runs["one"] = Progress("data", Cursor.start())
-    save(home, lineage)
 
 
 def merge(home: Home) -> None:
@@ -68,7 +38,7 @@ def merge(home: Home) -> None:
     lineage, db = newest(home), connect(home)
     consolidate(lineage, home, db, {"one"})
     lineage.step = 5
-    save(home, lineage)
+    publish(home, lineage)
     db.close()
 
 

@@ -24,7 +24,7 @@ from stokehold.store.database import connect
 from stokehold.store.datasets import dataset_folder, list_datasets
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
-from stokehold.tasks.registry import draw, row
+from stokehold.tasks.registry import FAMILIES, draw, row
 from tiny_world import fact, facts, held_out_facts, write_jsonl
 
 
@@ -105,6 +105,22 @@ def test_a_held_out_problem_is_refused_by_its_identity(make_home: Callable[..., 
     assert (dataset.accepted, dataset.rejected) == (20, 1)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_held_out_split_is_refused_before_any_suite_has_it(
+    make_home: Callable[..., Home], tmp_path: Path, family: str
+) -> None:
+    held = [row(sample) for sample in draw(family, 3, 6, 0, "holdout")]
+    for number, problem in enumerate(held):
+        problem["messages"][0]["content"] += f"\nVersion {number}."
+        problem["metadata"] |= {"split": "train", "seed": 99, "index": number}
+    train = [row(sample) for sample in draw(family, 3, 20, 0, "train")]
+    home = make_home()
+    dataset = take_in(home, write_jsonl(tmp_path / "both.jsonl", [*train, *held]))
+    assert (dataset.accepted, dataset.rejected) == (20, 6)
+    (reason,) = {rejected["reason"] for rejected in lines(home, dataset, "rejected.jsonl")}
+    assert reason == "held out: its problem is of the family's held-out split, which suites are drawn from"
+
+
 def test_the_same_content_is_the_same_dataset(make_home: Callable[..., Home], tmp_path: Path) -> None:
     home = make_home()
     first = take_in(home, write_jsonl(tmp_path / "a.jsonl", facts(10)))
@@ -131,7 +147,7 @@ def test_several_processes_make_the_dataset_that_one_makes(
     one = take_in(alone, file)
     in_parts(monkeypatch, file.stat().st_size // 7)
     several = take_in(together, file)
-    assert (one.rejected, one.held_out, len(one.notes)) == (1 + 3 + 3, several.held_out, 2)
+    assert (one.rejected, one.held_out, len(one.notes)) == (1 + 5 + 3, several.held_out, 2)
     assert one.held_out > 0
     assert (one.notes, one.accepted, one.rejected) == (several.notes, several.accepted, several.rejected)
     for name in ("rows.jsonl", "held_out.jsonl", "rejected.jsonl"):

@@ -22,7 +22,6 @@ from stokehold.core.config import JudgeConfig, RetentionConfig, describe, parse_
 from stokehold.core.errors import NotFoundError
 from stokehold.core.identity import is_holdout
 from stokehold.core.records import Evaluation, JobState, Message, SuiteState
-from stokehold.evaluation.judging import read_opinions
 from stokehold.pipeline.ingest import build_firewall
 from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.judge_model import GIVE_UP_AFTER, JudgeServer
@@ -399,7 +398,7 @@ def test_every_kind_of_bad_suite_in_one_evaluation(bench: Callable[..., Bench]) 
         reasons = " | ".join(str(line["reason"]) for line in lines if line["score"] is None)
         for word in ("do not fit a context", "no gold answer", "no such scorer", "the judge did not answer: HTTP 404"):
             assert word in reasons
-        assert len(read_opinions((Path(found.path) / "opinions.json").read_bytes())) == 3
+        assert len(orjson.loads((Path(found.path) / "opinions.json").read_bytes())) == 3
         alert = evaluator_broken(found)
         assert alert is not None
         assert "line 2" in alert.text

@@ -8,9 +8,9 @@ import orjson
 import pytest
 from matrix import every_fault
 
+from journal_step import journal_step
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.core.records import Step
 from stokehold.store import backups, checkpoints, journal, versions
 from stokehold.store.backups import CONTENTS, contents, find_snapshot, list_snapshots, snapshot, verify_snapshot
 from stokehold.store.blobs import BlobStore
@@ -35,28 +35,8 @@ def weights(folder: Path, fill: bytes = b"w") -> None:
     (folder / "trainer.json").write_text('{"step": 1, "runs": {}}')
 
 
-def step(number: int) -> Step:
-    return Step(
-        step=number,
-        branch=0,
-        job="train-a",
-        dataset="d",
-        loss=1.0,
-        components={},
-        learning_rate=0.1,
-        grad_norm=1.0,
-        tokens=10,
-        loss_tokens=5,
-        examples=3,
-        seconds=0.1,
-        joules=None,
-        fingerprint="f",
-        created="2026-01-01T00:00:00Z",
-    )
-
-
 def fill(home: Home, db: Database) -> None:
-    journal.append(db, step(1))
+    journal.append(db, journal_step(1))
     checkpoints.publish_checkpoint(home, 1, weights, {"datasets": ["d"]})
     versions.create(home, db, checkpoints.checkpoint_folder(home, 1))
     save_suite(home, "frozen", [{"id": "1"}])
@@ -100,7 +80,7 @@ def test_a_plain_file_is_read_again_only_when_it_changed(home: Home, db: Databas
 
 
 def test_the_copy_is_of_one_moment_and_of_committed_rows(home: Home, db: Database) -> None:
-    journal.append(db, step(1))
+    journal.append(db, journal_step(1))
     with db.write() as connection:
         connection.exec_driver_sql("delete from journal")
         taken = snapshot(home, db, "in the middle of a transaction")

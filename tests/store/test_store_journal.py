@@ -7,30 +7,14 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from journal_step import journal_step
 from stokehold.core.records import Step
 from stokehold.store import journal
 from stokehold.store.database import Database, connect
 
 
 def step(number: int, branch: int = 0, loss: float = 1.0) -> Step:
-    return Step(
-        step=number,
-        branch=branch,
-        job="train-1",
-        dataset="d7f3",
-        loss=loss,
-        components={"cross_entropy": loss},
-        learning_rate=3e-4,
-        grad_norm=0.5,
-        tokens=100,
-        loss_tokens=40,
-        examples=3,
-        seconds=0.25,
-        joules=None,
-        fingerprint="abcd",
-        created="2025-01-01T00:00:00.000Z",
-        token_entropy=0.7,
-    )
+    return journal_step(number, branch=branch, loss=loss, components={"cross_entropy": loss}, token_entropy=0.7)
 
 
 def test_a_step_reads_back_as_it_was_written(db: Database) -> None:
@@ -50,7 +34,7 @@ def test_a_step_taken_again_overwrites_itself(db: Database) -> None:
 def test_an_empty_journal(db: Database) -> None:
     assert journal.steps(db) == []
     assert journal.last_step(db) is None
-    assert journal.latest_sample(db) is None
+    assert journal.latest_samples(db, 1) == []
     assert journal.current_branch(db) == 0
 
 
@@ -98,7 +82,7 @@ def test_the_lineage_is_what_the_model_went_through(actions: list[Action]) -> No
         assert [(one.branch, one.step) for one in journal.steps(db)] == lived
         last = journal.last_step(db)
         assert (last and (last.branch, last.step)) == (lived[-1] if lived else None)
-        assert journal.first_step(db, "train-1") == (1 if lived else None)
+        assert journal.first_step(db, "train-a") == (1 if lived else None)
         for since in range(0, len(lived) + 2, 3):
             assert [(one.branch, one.step) for one in journal.steps(db, since, limit=4)] == lived[since : since + 4]
         spans = journal.spans(db)
@@ -109,7 +93,6 @@ def test_the_lineage_is_what_the_model_went_through(actions: list[Action]) -> No
 def test_the_newest_samples_come_first(db: Database) -> None:
     journal.add_sample(db, 100, "2+2?", "4", "5", False)
     journal.add_sample(db, 200, "2+3?", "5", "5", True)
-    newest = journal.latest_sample(db)
-    assert newest is not None
+    [newest] = journal.latest_samples(db, 1)
     assert (newest.step, newest.prompt, newest.gold, newest.answer, newest.match) == (200, "2+3?", "5", "5", True)
     assert [sample.step for sample in journal.latest_samples(db, 5)] == [200, 100]

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from fractions import Fraction
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 from typing import Any
 
 import pytest
@@ -179,7 +179,8 @@ def test_a_deduction_has_one_solution(place: tuple[int, int, int]) -> None:
     family, sample = Deduction(), Deduction().generate(*place)
     people, clues, gold = sample.metadata["people"], sample.metadata["clues"], json.loads(sample.gold)
     if sample.metadata["kind"] == "line":
-        assert ordering.orders(people, clues) == [tuple(gold)]
+        possible = [order for order in permutations(people) if all(ordering.is_true(clue, order) for clue in clues)]
+        assert possible == [tuple(gold)]
         others: list[Any] = [gold[::-1], gold[:-1], [*gold, gold[0]], [*gold[:-1], gold[0]], [*gold[:-1], None]]
     else:
         roles = {person: {"knight": True, "knave": False}[role] for person, role in gold.items()}

@@ -11,11 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stokehold.data.batches import Cursor
+from adapter_home import TABLES, newest, publish, trained
 from stokehold.inference.registry import load
 from stokehold.store import backups, bases, checkpoints, failpoints, trash, versions
 from stokehold.store.adapters import base_of
-from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.database import connect
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
@@ -24,9 +23,7 @@ from stokehold.training import consolidation
 from stokehold.training.adapters import Adapters
 from stokehold.training.consolidation import MergeError, consolidate
 from stokehold.training.golden import Golden, agreement, golden
-from stokehold.training.state import Lineage, Progress, open_lineage, take_snapshot, write_snapshot
 
-TABLES: dict[str, Any] = {"model": {"method": "lora"}, "adapter": {"rank": 4, "merge_files": 1}}
 PATIENCE_S = 600.0
 """A bound on hanging, not on speed."""
 
@@ -40,33 +37,6 @@ class Forgetful(Adapters):
                 if ".layers.1." in name and "lora_B" in name:
                     parameter.zero_()
         return super().merge()
-
-
-def trained(home: Home) -> Lineage:
-    """A lineage that ended one file, with adapters that change answers, on the disk as it is in memory."""
-    lineage = open_lineage(home.root / home.config().model.base, home.config())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in lineage.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    lineage.step = lineage.optimizer_since = 4
-    lineage.runs["one"] = Progress("data", Cursor.start())
-    snapshot = take_snapshot(lineage)
-    record = publish_checkpoint(home, 4, lambda folder: write(snapshot, folder), {"branch": 0})
-    lineage.saved, lineage.parent = record, Path(record.path).name
-    return lineage
-
-
-def write(snapshot: Any, folder: Path) -> None:
-    write_snapshot(snapshot, folder)
-
-
-def newest(home: Home) -> Lineage:
-    """As a process opens it that knows nothing but the disk."""
-    found = checkpoints.latest(home).checkpoint
-    assert found is not None
-    return open_lineage(Path(found.path), home.config())
 
 
 def folders(home: Home) -> set[str]:
@@ -145,8 +115,7 @@ def merge_once(root: Path, failpoint: str) -> None:
     failpoints.arm(failpoint)
     lineage = newest(home)
     consolidate(lineage, home, connect(home), {"one"})
-    snapshot = take_snapshot(replace(lineage, step=5))
-    publish_checkpoint(home, 5, lambda folder: write(snapshot, folder), {"branch": 0})
+    publish(home, replace(lineage, step=5))
 
 
 def apart(home: Home, failpoint: str = "") -> int | None:

@@ -144,12 +144,20 @@ def make_step() -> Callable[..., Step]:
 def judge(home: Home, db: Database) -> Callable[..., Evaluation]:
     """Saves an evaluation of a step, or of the base model for step None."""
 
-    def save(step: int | None, exact: float, interval: tuple[float, float] | None = None) -> Evaluation:
+    def save(
+        step: int | None, exact: float, interval: tuple[float, float] | None = None, readings: Any = None
+    ) -> Evaluation:
         ends = interval or (max(0.0, exact - 0.1), min(1.0, exact + 0.1))
         result = SuiteResult("syllo", SuiteState.OK, n=50, exact=exact, exact_ci=ends, nll_per_token=1.0)
         ref, created = (f"step:{step}", f"2026-01-01T00:{step % 60:02d}:00.000Z") if step else ("base", FIRST.created)
         record = Evaluation(f"e{step}", ref, f"w{step}", "f", {"syllo": result}, 1.0, "", created, step=step)
-        return evaluations.save(home, db, record, lambda folder: (folder / "completions.jsonl").touch())
+
+        def write(folder: Path) -> None:
+            (folder / "completions.jsonl").touch()
+            if readings is not None:
+                (folder / "readings.json").write_bytes(orjson.dumps({"readings": readings}))
+
+        return evaluations.save(home, db, record, write)
 
     return save
 

@@ -33,7 +33,7 @@ def test_every_route_but_health_wants_the_token(tmp_path: Any, shared_page: Any,
         "only plain routes"
     )
     assert {path for path, _ in listed} >= {"/", "/static/{name}", "/api/status", "/api/stream", "/metrics"}
-    asked = [(path.format(name="app.js", command="pause"), method) for path, method in listed]
+    asked = [(path.format(name="app.js", command="pause", request_id="r"), method) for path, method in listed]
     strange = [
         ("/docs", "GET"),
         ("/openapi.json", "GET"),

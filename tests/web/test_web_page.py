@@ -60,6 +60,23 @@ def test_held_out_results_are_drawn_with_their_interval(tab: Any, judge: Callabl
     assert "40–60" in tab.locator("#tile-exact .note").inner_text()
 
 
+def test_the_readings_of_the_newest_evaluation_have_a_line_each(tab: Any, judge: Callable[..., Evaluation]) -> None:
+    tab.wait_for_selector("#readings-empty:visible")
+    judge(None, 0.1)
+    tab.wait_for_selector("#readings li")
+    assert tab.locator("#readings li").count() == 8
+    assert not tab.locator("#readings-empty").is_visible()
+    assert tab.locator("#readings-note").inner_text().startswith("of base")
+    unknown = tab.locator("#readings li[data-reading='mining'] span")
+    assert unknown.all_inner_texts() == ["Mining", "–", "–"]
+    tests = tab.locator("#readings li[data-reading='fixed_tests'] span").all_inner_texts()
+    assert tests == ["Fixed tests", "syllo 10.0 % of 50", "ok"]
+    judge(10, 0.5, readings={"mining": {"state": "no_data", "reason": MARKUP}})
+    tab.wait_for_selector("#readings-note:has-text('of step:10')")
+    assert unknown.all_inner_texts() == ["Mining", MARKUP, "no data"]
+    assert tab.locator("main img, main script, main b").count() == 0
+
+
 def test_markup_in_data_is_text(tab: Any, client: JobsClient) -> None:
     journal.add_sample(client.db, 1, MARKUP, MARKUP, MARKUP, match=False)
     events.record(client.db, "note", MARKUP)

@@ -16,7 +16,7 @@ from stokehold.web.readings import FRESH_S, Readings
 from stokehold.web.stream import updates
 
 Make = Callable[..., Step]
-SECTIONS = ["status", "queue", "versions", "evaluations", "events"]
+SECTIONS = ["status", "queue", "versions", "evaluations", "findings", "events"]
 
 
 class Listener:
@@ -53,7 +53,7 @@ def listener(home: Home, db: Database) -> Listener:
 
 def test_the_first_round_brings_everything_and_then_silence(listener: Listener) -> None:
     async def listen() -> None:
-        assert [name for name, _ in await listener.take(6)] == [*SECTIONS, "curve"]
+        assert [name for name, _ in await listener.take(len(SECTIONS) + 1)] == [*SECTIONS, "curve"]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(listener.other_than_status(), 2 * FRESH_S)
 
@@ -98,7 +98,7 @@ def test_a_page_that_collected_many_points_gets_the_curve_anew(
 
 def test_only_the_section_that_changed_is_sent(listener: Listener, db: Database) -> None:
     async def listen() -> None:
-        await listener.take(6)
+        await listener.take(len(SECTIONS) + 1)
         events.record(db, "note", "hello")
         name, value = await listener.other_than_status()
         assert (name, value[-1]["text"]) == ("events", "hello")
@@ -108,7 +108,7 @@ def test_only_the_section_that_changed_is_sent(listener: Listener, db: Database)
 
 def test_a_fault_is_said_and_the_stream_goes_on(listener: Listener, home: Home, db: Database) -> None:
     async def listen() -> None:
-        await listener.take(6)
+        await listener.take(len(SECTIONS) + 1)
         good = home.config_path.read_bytes()
         home.config_path.write_text("[web]\nprot = 1\n")
         assert "did you mean web.port" in (await listener.until("fault"))["text"]

@@ -21,7 +21,7 @@ group = typer.Typer(help="Copies of a whole home, and homes made from them.", no
 AtOption = Annotated[
     str | None, typer.Option("--at", help="A second place: a path or a URL; default: the snapshots in the home.")
 ]
-IdArgument = Annotated[str | None, typer.Argument(metavar="[ID]", help="A snapshot; default: the newest.")]
+IdArgument = Annotated[str | None, typer.Argument(metavar="ID", help="A snapshot; default: the newest.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,10 +31,12 @@ def add_to(app: typer.Typer) -> None:
 @group.command()
 def run(
     to: Annotated[
-        str | None, typer.Option(help="Second place: a path or a URL; default: store.backup_to. '' for none.")
+        str | None, typer.Option(help="Second place: a path or a URL, '' for none; default: store.backup_to.")
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why.")] = "by hand",
-    anew: Annotated[bool, typer.Option("--anew", help="Begin anew where the last backup is gone.")] = False,
+    reason: Annotated[str, typer.Option(help="Why it is taken; kept with it.")] = "by hand",
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Begin anew, though the place held a backup and is empty now.")
+    ] = False,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +95,7 @@ def verify(
 def restore(
     name: IdArgument = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Where the backup is: a path or a URL, or another home's folder.")
+        str | None, typer.Option("--from", help="Required: a path or a URL, or another home's folder.")
     ] = None,
     database_url: Annotated[
         str, typer.Option(help="An empty PostgreSQL database, for a snapshot of one.", show_default=False)

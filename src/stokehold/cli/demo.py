@@ -87,7 +87,7 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     minutes: Annotated[float, typer.Option(help="Minutes of training, at most.", min=0.1)] = MINUTES,
     keep: Annotated[bool, typer.Option("--keep", help="Stay up at the end.")] = False,
-    folder: Annotated[Path, typer.Option("--home", help="A new home; default: .demo/<time>.")] = Path(),
+    folder: Annotated[Path, typer.Option("--home", help="A new home.", show_default=".demo/<time>")] = Path(),
     port: Annotated[int, typer.Option(help="The dashboard's port; 0 takes a free one.")] = 8080,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,10 +1,10 @@
 """`stoke versions diff`: what lies between two versions, as a person reads it."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from stokehold.cli.options import HERE, HomeOption, JsonOption
+from stokehold.cli.options import HERE, HomeOption, JsonOption, RefArgument
 from stokehold.cli.output import console, emit, share, table
 from stokehold.store import diffs
 from stokehold.store.database import connect
@@ -13,7 +13,6 @@ from stokehold.store.references import resolve
 
 SHOWN_VALUE_CHARS = 40
 SHOWN_TENSORS = 8
-RefArgument = Annotated[str, typer.Argument(help="latest, champion, base, v0007 or step:1200.")]
 
 
 def add_to(group: typer.Typer) -> None:

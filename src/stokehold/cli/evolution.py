@@ -75,7 +75,7 @@ def add_to(app: typer.Typer) -> None:
 
 def evolution(
     suite: Annotated[str | None, typer.Option(help="One suite; default: every item that was judged.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Writes the same as a page that needs no network.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the same as a page that needs no network.")] = None,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:

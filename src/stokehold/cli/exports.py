@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
+from stokehold.cli.options import HERE, HomeOption, JsonOption, RefArgument, become, flag
 from stokehold.cli.output import console, emit
 from stokehold.core.errors import UsageError
 from stokehold.store import imports
@@ -27,14 +27,14 @@ def add_to(group: typer.Typer) -> None:
 
 
 def export(
-    ref: Annotated[str, typer.Argument(help="latest, champion, base, v0007 or step:1200.")],
-    folder: Annotated[Path, typer.Argument(help="Where the model goes; must not be there yet.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Adapters added to their base (as without it).")] = False,
+    ref: RefArgument,
+    folder: Annotated[Path, typer.Argument(help="Where the model goes: a new or an empty folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Adapters added to their base: so it is unless --adapter is given.")
+    ] = False,
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapters alone, as PEFT reads them.")] = False,
-    gguf: Annotated[bool, typer.Option("--gguf", help="Beside it, one file for llama.cpp.")] = False,
-    gguf_type: Annotated[
-        GgufType | None, typer.Option("--type", help="Type of the GGUF's matrices; default: f16.")
-    ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Also one GGUF file, for llama.cpp.")] = False,
+    gguf_type: Annotated[GgufType | None, typer.Option("--type", help="Type of its matrices; default: f16.")] = None,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +50,7 @@ def export(
 
 def import_version(
     folder: Annotated[Path, typer.Argument(help="A folder that an export, or save_pretrained, wrote.")],
-    note: Annotated[str, typer.Option(help="Why.")] = "",
+    note: Annotated[str, typer.Option(help="Why it is brought in; kept with it.")] = "",
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:

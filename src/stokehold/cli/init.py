@@ -42,7 +42,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Where the home is made.")],
     model: Annotated[str, typer.Option(help="A model folder, a hub id (owner/name), or `tiny`.")] = TINY,
     method: Annotated[str, typer.Option(help="What is trained: full, lora or qlora.")] = "full",
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub; default: the newest.")] = "",
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub; default: the newest commit.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Makes a home with a commented stoke.toml and its base model."""
@@ -51,7 +51,7 @@ def init(
     base = home.root / config.model.base
     parameters = read_shape(base).parameters
     memory = estimate(read_shape(base), config)
-    device = room(config, cards(config))
+    device = room(config.devices.trainer, cards(config))
     facts = {"home": str(home.root), "base": config.model.base, "model": config.model.architecture}
     facts |= config.model.model_dump(include={"source", "revision", "licence", "method", "dtype"})
     sizes = {**dataclasses.asdict(memory), "device_bytes": memory.device}

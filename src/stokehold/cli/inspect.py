@@ -28,13 +28,15 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor(
     home_path: HomeOption = HERE,
-    ledger: Annotated[bool, typer.Option("--ledger", help="Account for every accepted row.")] = False,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Show that account: what became of each file's rows.")
+    ] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Remake a lost or damaged database from the folders.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Checkpoints that verify, and the ledger: accepted = trained + pending + held out, per file."""
+    """The newest checkpoint that verifies; exit 1 where the account of the accepted rows does not add up."""
     home = Home.open(home_path)
     if rebuild:
         tell_rebuilt(remake(home), as_json)
@@ -123,7 +125,9 @@ def _finished(examples: int, usable: int, epochs: int, over: bool) -> int:
 
 
 def show_logs(
-    role: Annotated[str | None, typer.Argument(help="trainer, web, supervisor; default: all there are.")] = None,
+    role: Annotated[
+        str | None, typer.Argument(help="trainer, evaluator, web or supervisor; default: all there are.")
+    ] = None,
     lines: Annotated[int, typer.Option(help="How many of each, the newest.", min=1)] = 40,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,

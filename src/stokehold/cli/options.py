@@ -12,9 +12,10 @@ from stokehold.store.home import Home
 from stokehold.supervisor.processes import worker_environment
 
 HomeOption = Annotated[
-    Path, typer.Option("--home", envvar="STOKE_HOME", help="The home folder; default: the current one.")
+    Path, typer.Option("--home", envvar="STOKE_HOME", help="The home folder.", show_default="the current one")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+RefArgument = Annotated[str, typer.Argument(help="latest, champion, base, v0007 or step:1200.")]
 HERE = Path()
 
 

@@ -39,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 def up(
     home_path: HomeOption = HERE,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the dashboard answers.")] = False,
-    install: Annotated[bool, typer.Option("--install", help="Write a systemd unit that brings it up.")] = False,
+    install: Annotated[bool, typer.Option("--install", help="Write a systemd user unit for every start.")] = False,
     uninstall: Annotated[bool, typer.Option("--uninstall", help="Remove that unit.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,7 +122,7 @@ def dashboard(home: Home) -> str:
 
 
 def down(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
-    """Stops at a step boundary, with a checkpoint."""
+    """Stops what `up` started, after the present step, with a checkpoint."""
     home = Home.open(home_path)
     if not stop(home):
         raise StokeholdError("this home is not up", str(home.root), "`stoke up` starts it")
@@ -146,7 +146,7 @@ def stop(home: Home) -> bool:
 
 
 def status(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
-    """How things stand: the status payload."""
+    """How things stand: the file in training, pace, loss, held-out results, alerts."""
     home = Home.open(home_path)
     db = connect(home)
     facts = payload(home, db)

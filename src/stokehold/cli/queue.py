@@ -21,6 +21,7 @@ from stokehold.supervisor.processes import holder
 LISTED = 50
 """Finished jobs that people are shown; scripts get all."""
 
+JobArgument = Annotated[str, typer.Argument(help="A job's name, as `stoke queue` lists it.")]
 FOLLOW_S = 0.5
 SHOWN_REJECTIONS = 20
 
@@ -33,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 def submit(
     files: Annotated[list[Path], typer.Argument(help="JSONL files.")],
-    priority: Annotated[Priority, typer.Option(help="Which come first.")] = Priority.NORMAL,
+    priority: Annotated[Priority, typer.Option(help="Files of a higher one are trained first.")] = Priority.NORMAL,
     again: Annotated[bool, typer.Option("--again", help="Train content that was trained before.")] = False,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
@@ -71,7 +72,7 @@ def validate(
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Checks every line of a file as ingest would; in a home also tells what its tokens look like, of all its rows.
+    """Checks every line of a file as ingest would; in a home also tells what its tokens look like.
 
     Exit 1 when no line is good.
     """
@@ -130,7 +131,7 @@ def _tokens(file: Path, home_path: Path) -> tuple[TokenReport | None, str | None
 
 
 def queue(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
-    """Jobs, newest last."""
+    """Jobs, newest last: those under way and the last that ended; with --json all."""
     with jobs.client(Home.open(home_path)) as client:
         found = client.list_jobs()
     if not as_json:
@@ -140,13 +141,13 @@ def queue(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     show(found, as_json)
 
 
-def retry(job: str, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
-    """Runs a job once more that failed, was cancelled or stopped, from where it was."""
+def retry(job: JobArgument, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
+    """Runs a job again that failed, was cancelled or was stopped, from where it was."""
     with jobs.client(Home.open(home_path)) as client:
         show([client.retry(job)], as_json)
 
 
-def cancel(job: str, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
+def cancel(job: JobArgument, home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
     """Takes a job out of the queue; a training one leaves at its next step."""
     with jobs.client(Home.open(home_path)) as client:
         show([client.cancel(job)], as_json)
@@ -179,11 +180,11 @@ def skip(home_path: HomeOption = HERE) -> None:
 
 def list_events(
     home_path: HomeOption = HERE,
-    limit: Annotated[int, typer.Option(help="How many, newest last.", min=0)] = 30,
+    limit: Annotated[int, typer.Option(help="How many.", min=0)] = 30,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What happened."""
+    """What happened, newest last."""
     if follow and as_json:
         raise UsageError("one JSON document has an end", "--follow --json", "use one of the two")
     db = connect(Home.open(home_path))

@@ -30,7 +30,7 @@ def readings(
         str | None,
         typer.Argument(help="latest, champion, base, v0007, step:1200, or an evaluation's id; default: the newest."),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="A reading's name; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="One of these; may be repeated.")] = None,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:

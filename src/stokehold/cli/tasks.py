@@ -19,9 +19,11 @@ from stokehold.core.errors import InputError, IntegrityError, UsageError
 from stokehold.tasks.family import Split
 from stokehold.tasks.registry import draw, row
 
-group = typer.Typer(help="The compressed canonical language.", no_args_is_help=True)
+group = typer.Typer(help="Writes expressions in one canonical form, and shorter by a codebook.", no_args_is_help=True)
 SPLITS: dict[str, Split] = {"train": "train", "holdout": "holdout"}
 FileArgument = Annotated[Path, typer.Argument(help="One expression per line.")]
+CodebookArgument = Annotated[Path, typer.Argument(help="What `stoke codec learn` printed.")]
+DomainArgument = Annotated[str, typer.Argument(help="arithmetic or syllogism.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,10 +33,10 @@ def add_to(app: typer.Typer) -> None:
 
 def generate(
     family: Annotated[str, typer.Argument(help="syllo, arithmetic, syllogism, deduction, sequence or primitives.")],
-    level: Annotated[int, typer.Option(help="1 to 10.", min=1, max=10)] = 1,
+    level: Annotated[int, typer.Option(help="How hard they are.", min=1, max=10)] = 1,
     count: Annotated[int, typer.Option(help="How many problems.", min=0)] = 10,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal problems.")] = 0,
-    split: Annotated[str, typer.Option(help="train or holdout.")] = "train",
+    split: Annotated[str, typer.Option(help="train, or holdout: problems that are never trained.")] = "train",
 ) -> None:
     """Problems with their answers, as JSONL on stdout."""
     if split not in SPLITS:
@@ -45,36 +47,36 @@ def generate(
 
 
 @group.command()
-def canonical(domain: str, file: FileArgument) -> None:
-    """Prints each expression in the one canonical form of its domain (arithmetic or syllogism)."""
+def canonical(domain: DomainArgument, file: FileArgument) -> None:
+    """Prints each expression in the one canonical form of its domain."""
     if domain not in DOMAINS:
         raise UsageError("no such domain", domain, f"one of {', '.join(DOMAINS)}")
     _print_each(file, lambda line: canonical_form(domain, line))
 
 
 @group.command("learn")
-def learn_codebook(file: FileArgument, size: Annotated[int, typer.Option(help="Most codes.", min=0)] = 256) -> None:
+def learn_codebook(file: FileArgument, size: Annotated[int, typer.Option(help="Codes at most.", min=0)] = 256) -> None:
     """Learns a codebook on canonical expressions; prints it as JSON."""
     print(learn(_trees(file), size).to_json())
 
 
 @group.command()
-def encode(codebook: Path, file: FileArgument) -> None:
+def encode(codebook: CodebookArgument, file: FileArgument) -> None:
     """Replaces frequent parts by their codes."""
     book = _book(codebook)
     _print_each(file, lambda line: book.encode(parse(line)))
 
 
 @group.command()
-def decode(codebook: Path, file: FileArgument) -> None:
+def decode(codebook: CodebookArgument, file: FileArgument) -> None:
     """Gives back the expressions that `encode` was given."""
     book = _book(codebook)
     _print_each(file, lambda line: render(book.decode(line)))
 
 
 @group.command()
-def stats(codebook: Path, file: FileArgument, as_json: JsonOption = False) -> None:
-    """Lexemes that the codebook saves on a file."""
+def stats(codebook: CodebookArgument, file: FileArgument, as_json: JsonOption = False) -> None:
+    """What share of a file's lexemes the codebook saves."""
     saving = tokens_saved(_book(codebook), _trees(file))
     if not emit({"plain": saving.plain, "encoded": saving.encoded, "share": saving.share}, as_json):
         console.print(f"{saving.plain} lexemes become {saving.encoded}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stokehold.cli import diffs, exports, restores
-from stokehold.cli.options import HERE, HomeOption, JsonOption
+from stokehold.cli.options import HERE, HomeOption, JsonOption, RefArgument
 from stokehold.cli.output import age, console, emit, share, size, table, when
 from stokehold.cli.transfer import transferring
 from stokehold.core.config import config_json
@@ -23,7 +23,6 @@ from stokehold.store.references import resolve
 
 group = typer.Typer(help="Weights that may be served.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(help="v0007, or v7.")]
-RefArgument = Annotated[str, typer.Argument(help="latest, champion, base, v0007 or step:1200.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_checkpoints(home_path: HomeOption = HERE, as_json: JsonOption = False) -> None:
-    """Checkpoints on disk."""
+    """Lists the checkpoints on disk."""
     found = checkpoints.list_checkpoints(Home.open(home_path))
     if not emit(found, as_json):
         rows = [(c.step, c.weights_hash[:12], when(c.created), c.path) for c in found]
@@ -82,7 +81,7 @@ def _row(one: overview.Overview) -> tuple[Any, ...]:
 @group.command()
 def create(
     ref: Annotated[str, typer.Option("--from", help="latest, step:1200 or a version.")] = "latest",
-    note: Annotated[str, typer.Option(help="Why.")] = "",
+    note: Annotated[str, typer.Option(help="Why it is made; kept with it.")] = "",
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -163,7 +162,7 @@ def verify(
 def delete(
     name: NameArgument,
     despite_children: Annotated[
-        bool, typer.Option("--despite-children", help="Though others were made from it.")
+        bool, typer.Option("--despite-children", help="Even where other versions were made from it.")
     ] = False,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,

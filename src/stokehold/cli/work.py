@@ -35,8 +35,10 @@ def train(
 
 
 def evaluate(
-    ref: Annotated[str, typer.Argument(help="latest, champion, base, v0007, step:1200 or a folder.")] = "latest",
-    suite: Annotated[list[str] | None, typer.Option(help="A suite's name; may be repeated.")] = None,
+    ref: Annotated[str, typer.Argument(help="latest, champion, base, v0007, step:1200 or a model folder.")] = "latest",
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A suite's name, may be repeated; default: evaluation.suites.")
+    ] = None,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,12 +48,14 @@ def evaluate(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="The reference.")],
-    b: Annotated[str, typer.Argument(help="What is judged against it.")],
-    until_decided: Annotated[bool, typer.Option("--until-decided", help="Draws fresh problems as needed.")] = False,
-    max_items: Annotated[int | None, typer.Option(help="Problems drawn at most; 2000.", min=1)] = None,
-    html: Annotated[Path | None, typer.Option(help="Writes a page that needs no network.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Writes a table for a paper.")] = None,
+    a: Annotated[str, typer.Argument(help="The reference: champion, base, v0007, step:1200 or a folder.")],
+    b: Annotated[str, typer.Argument(help="What is judged against it, named likewise.")],
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Draw fresh problems until the evidence is enough.")
+    ] = False,
+    max_items: Annotated[int | None, typer.Option(help="Problems drawn at most; default: 2000.", min=1)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs no network.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a table for a paper.")] = None,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,8 +69,10 @@ def compare(
 
 
 def serve(
-    ref: Annotated[str | None, typer.Argument(help="What to serve; default: whatever `champion` names.")] = None,
-    port: Annotated[int | None, typer.Option(help="0 takes a free port.")] = None,
+    ref: Annotated[
+        str | None, typer.Argument(help="What to serve; default: whatever champion names, also when that changes.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one; default: serve.port.")] = None,
     home_path: HomeOption = HERE,
 ) -> None:
     """Answers the OpenAI API with a version of this home."""

@@ -1,1 +1,1 @@
-"""Regime-3, the compressed canonical language: typed S-expressions, one printing, a reversible codebook. Pure."""
+"""The compressed canonical language: typed S-expressions, one printing, a reversible codebook. Pure."""

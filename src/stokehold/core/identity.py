@@ -14,7 +14,7 @@ ID_HEX_CHARS = 16
 """Characters of a short id: 64 bits, a collision in 10 million rows has a chance of 3e-6."""
 
 HOLDOUT_MODULUS = 16
-"""One identity in 16 is held out (reference: tasks)."""
+"""One identity in 16 is held out."""
 
 
 def content_hash(*parts: str) -> str:

@@ -127,6 +127,10 @@ class Memory:
         """The most that evaluation needs of the device."""
         return self.answers if self.cuda else self.answers + self.host
 
+    def judging(self, cuda: bool) -> int:
+        """What an evaluator in a process of its own needs of its device, which trains nothing."""
+        return self.weights + self.evaluation + (0 if cuda else RUNTIME_BYTES)
+
     @property
     def device(self) -> int:
         """The most that the device must hold at once."""

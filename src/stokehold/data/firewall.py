@@ -1,8 +1,9 @@
 """Nothing that a model is judged on may be trained: the one door that every row, submitted or generated, passes.
 
 Three checks: the normalised prompt of every answer in a conversation (each is trained), the identity of a task's
-problem, and for rows without one the template: the prompt with numbers and names masked, which refuses only where
-the gold answer agrees too, and is otherwise reported.
+problem, which is held out also where no suite has it yet when it falls into the family's held-out split, and for rows
+without one the template: the prompt with numbers and names masked, which refuses only where the gold answer agrees
+too, and is otherwise reported.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from stokehold.core.identity import content_hash, framed, normalise, prompt_hash
+from stokehold.core.identity import content_hash, framed, is_holdout, normalise, prompt_hash
 from stokehold.core.records import Sample
 from stokehold.data.formats import Turns
 
@@ -96,6 +97,8 @@ class Firewall:
             refusal = "held out: its prompt is in an evaluation suite"
         elif identity is not None and identity in self.held_identities:
             refusal = "held out: its problem is in an evaluation suite"
+        elif identity is not None and is_holdout(identity):
+            refusal = "held out: its problem is of the family's held-out split, which suites are drawn from"
         elif golds and _gold_hash(gold_of(turns)) in golds:
             refusal = "held out: prompt but for numbers and names, and answer, are in an evaluation suite"
         return Finding(questions[-1], refusal, golds is not None)

@@ -21,8 +21,6 @@ from stokehold.core.errors import InputError
 from stokehold.core.records import Message
 from stokehold.data.profile import EmojiThink
 
-FOLDED_SYSTEM = "the template has no system role: folded into the next user turn"
-
 THE_DATE = datetime(2024, 7, 26)
 """What `strftime_now` answers: with today's date the batches of a resumed run would differ. Llama's own default."""
 

@@ -1,11 +1,9 @@
 """Paired cluster bootstrap: whole clusters are drawn again, never items, so that what hangs together stays together."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from stokehold.evaluation.paired import Likelihood, Pair, likelihood
+from stokehold.evaluation.paired import Likelihood
 
 RESAMPLES = 4000
 """The ends of a 95 % interval move by about 2 % of its width between seeds; no verdict hangs on them."""
@@ -30,10 +28,3 @@ def bootstrap_interval(found: Likelihood, seed: int) -> tuple[float, float]:
         deltas.append(b.real / b.imag - a.real / a.imag)
     low, high = np.quantile(np.concatenate(deltas), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def bootstrap_nll(pairs: Sequence[Pair], seed: int) -> tuple[float, tuple[float, float]]:
-    """Difference B - A of nats per token, and its interval; every pair has a likelihood on both sides."""
-    found = likelihood(pairs)
-    assert found is not None
-    return found.delta, bootstrap_interval(found, seed)

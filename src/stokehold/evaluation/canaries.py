@@ -67,11 +67,6 @@ def examine(samples: Sequence[Sample], opinions: Mapping[str, Opinion] | None = 
     return Health(None, unscorable, contradictions(samples))
 
 
-def dead_canary(samples: Sequence[Sample]) -> str | None:
-    """Which canary was misjudged and how; None when all that could be scored were judged rightly."""
-    return examine(samples).dead
-
-
 def contradictions(samples: Sequence[Sample]) -> dict[int, str]:
     """By their places, items that ask exactly what another one asks and call its gold answer wrong.
 

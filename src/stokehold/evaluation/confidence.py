@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from stokehold.core.records import Completion
 from stokehold.evaluation.metrics import mean
 
-SIGNALS = ("sequence_mean", "minimum_token", "answer_span", "self_consistency")
-
 CALIBRATED = "sequence_mean"
 """The signal that a suite's calibration is about; every completion has it. It promises too much, for many certain
 tokens lift it; the least certain token is nearer where an answer has one wording, and tells nothing where a part of the

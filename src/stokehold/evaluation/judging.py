@@ -151,18 +151,6 @@ def opinions_json(opinions: Mapping[str, Opinion]) -> bytes:
     return orjson.dumps({key: asdict(opinion) for key, opinion in opinions.items()})
 
 
-def read_opinions(content: bytes) -> dict[str, Opinion]:
-    """What `opinions_json` wrote; ValueError where it is something else."""
-    try:
-        tree = orjson.loads(content)
-        return {
-            key: Opinion(one["sample_id"], one["judge"], Reply(**one["first"]), Reply(**one["second"]))
-            for key, one in tree.items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError("these are no opinions") from error
-
-
 def settled(sample: Sample, answer: str) -> Score | None:
     """The score where it is known without a judge; None where one must be asked."""
     if not sample.gold.strip():

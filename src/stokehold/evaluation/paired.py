@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stokehold.core.records import Completion, Sample, Score
+from stokehold.core.records import Sample
 from stokehold.data.firewall import template_fingerprint
 
 FEWEST_CLUSTERS = 10
@@ -90,29 +90,6 @@ def relative_changes(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[
         size + np.median(size, axis=-1, keepdims=True), np.finfo(np.float64).tiny
     )
     return changes
-
-
-def item_readings(
-    completions: Sequence[Completion],
-    scores: Sequence[Score],
-    suite: str = "",
-    clusters: Sequence[str | None] | None = None,
-) -> list[ItemReading]:
-    """Readings of one suite; with `suite`, ids carry its name, so that suites can be compared together.
-
-    `clusters`, one per completion, are those of `clusters_of`; without them each item stands alone.
-    """
-    return [
-        ItemReading(
-            sample_id=f"{suite}/{done.sample_id}" if suite else done.sample_id,
-            exact=None if found.value is None else found.exact,
-            gold_nll=done.gold_nll,
-            gold_tokens=done.gold_tokens,
-            suite=suite,
-            cluster=cluster,
-        )
-        for done, found, cluster in zip(completions, scores, clusters or [None] * len(scores), strict=True)
-    ]
 
 
 def clusters_of(samples: Sequence[Sample]) -> list[str | None]:

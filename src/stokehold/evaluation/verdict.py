@@ -20,7 +20,6 @@ from stokehold.evaluation.paired import (
     by_suite,
     cluster_of,
     correctness,
-    item_readings,
     likelihood,
 )
 from stokehold.evaluation.power import (
@@ -32,7 +31,7 @@ from stokehold.evaluation.power import (
 )
 from stokehold.evaluation.significance import holm, mcnemar_clustered, sign_flip
 
-__all__ = ["ALPHA", "ItemReading", "compare", "item_readings", "items_needed"]
+__all__ = ["ALPHA", "ItemReading", "compare", "items_needed"]
 
 ALPHA = 0.01
 """Chance that one comparison calls equal models different, all its tests and suites together."""

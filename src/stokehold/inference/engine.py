@@ -161,24 +161,6 @@ class Engine:
         for done in self._run(self._works(samples), batch_size, begin, Greedy(penalty)):
             yield {work.item.number: self._completion(work) for work in done}
 
-    def sample(
-        self,
-        samples: Sequence[Sample],
-        k: int,
-        temperature: float,
-        seed: int,
-        max_new_tokens: int,
-        batch_size: int,
-        top_p: float = 1.0,
-        gold_multiple: float = 0.0,
-    ) -> list[list[Completion]]:
-        """`k` drawn completions per sample, both in order; see `sample_batches`."""
-        found: dict[tuple[int, int], Completion] = {}
-        drawn = self.sample_batches(samples, k, temperature, seed, max_new_tokens, batch_size, top_p, gold_multiple)
-        for part in drawn:
-            found.update(part)
-        return [[found[number, draw] for draw in range(k)] for number in range(len(samples))]
-
     def sample_batches(
         self,
         samples: Sequence[Sample],

@@ -4,7 +4,6 @@ A route added anywhere is behind it. Host and Origin are checked because a web p
 127.0.0.1 (DNS rebinding) reaches loopback through its visitor's browser.
 """
 
-import ipaddress
 import secrets
 import socket
 from collections.abc import Mapping
@@ -14,17 +13,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stokehold.core.errors import UsageError
+from stokehold.core.hosts import answers_to, host_name, is_loopback
 
 OPEN_PATHS = frozenset({"/health"})
 """Answered without a token; they tell nothing about the model."""
-
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this address can be reached from this machine only."""
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def check_listening(host: str, token: str | None) -> None:
@@ -57,7 +49,7 @@ class Guard:
 
     def _refusal(self, path: str, headers: Mapping[bytes, bytes]) -> tuple[int, str] | None:
         """(status, reason) for a request that goes no further."""
-        host = _name(headers.get(b"host", b"").decode("latin-1"))
+        host = host_name(headers.get(b"host", b"").decode("latin-1"))
         if not self._knows(host):
             return 400, f"this server does not answer to the host {host!r}"
         origin = headers.get(b"origin")
@@ -71,10 +63,7 @@ class Guard:
         return None
 
     def _knows(self, name: str) -> bool:
-        if name in LOOPBACK_NAMES or name == self._host:
-            return True
-        # Beyond loopback clients come by address or by this machine's own name; rebinding needs a name of its own.
-        return not is_loopback(self._host) and (_address(name) is not None or name == socket.gethostname().lower())
+        return answers_to(name, self._host, socket.gethostname())
 
 
 def openai_error(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
@@ -84,18 +73,3 @@ def openai_error(status: int, message: str, code: str | None = None, param: str 
         code = code or "invalid_api_key"
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status, {"WWW-Authenticate": "Bearer"} if status == 401 else None)
-
-
-def _name(host: str) -> str:
-    """The host without its port, an IPv6 address without its brackets."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

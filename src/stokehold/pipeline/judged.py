@@ -14,13 +14,10 @@ from stokehold.evaluation.judging import Opinion, opinions_json
 from stokehold.evaluation.paired import ItemReading, clusters_of
 from stokehold.evaluation.scorers import scorer_name
 from stokehold.pipeline.suites import Suite
-from stokehold.store.items import COMPLETIONS, DRAWS, write_items
+from stokehold.store.items import COMPLETIONS, DRAWS, READINGS, write_items
 
 OPINIONS = "opinions.json"
 """What a judge said, beside the completions: judging them again asks nobody."""
-
-READINGS = "readings.json"
-"""What the readings of the run said when it was made; `stoke readings` makes them anew."""
 
 Draws = Sequence[Sequence[Completion]]
 """For each item the answers drawn beside the greedy one."""

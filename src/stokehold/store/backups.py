@@ -200,11 +200,6 @@ def verify_snapshot(home: Home, found: Snapshot, progress: Progress = quiet) -> 
     return bad
 
 
-def referenced(home: Home) -> set[str]:
-    """Hashes of every blob that a snapshot needs: what a collection of blobs must leave alone."""
-    return {digest for found in list_snapshots(home) for digest in contents(Path(found.path)).blobs()}
-
-
 def blobs_lock(home: Home, purpose: str) -> Lock:
     """The lock under which blobs are taken into a snapshot, or collected; waited for up to `LOCK_WAIT_S`.
 

@@ -4,7 +4,6 @@ Both see one moment of the database and hold up no writer. A copy is checked bef
 database has no backup, it has `stoke doctor --rebuild`.
 """
 
-import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -20,9 +19,7 @@ from stokehold.store.postgresql import dump_postgresql, run_client
 FILES = {"sqlite": "stoke.db", "postgresql": "stoke.pgdump"}
 """Name of the copy by the kind of database."""
 
-KINDS = {name: kind for kind, name in FILES.items()}
 SCRATCH = "database.copying"
-DAMAGE = re.compile(r"malformed|not a database|disk image", re.IGNORECASE)
 
 
 def dump(db: Database, folder: Path, disk: Disk) -> tuple[str, str]:

@@ -18,6 +18,9 @@ from stokehold.store.home import Home
 ITEMS = "items.json"
 COMPLETIONS = "completions.jsonl"
 DRAWS = "draws.jsonl"
+READINGS = "readings.json"
+"""What the readings of the run said when it was made; `stoke readings` makes them anew."""
+
 FIELDS = ("sample_id", "score", "gold_nll", "gold_tokens", "cluster")
 """Evaluations from before `cluster` was kept have none: each of their items stands alone."""
 
@@ -50,6 +53,18 @@ def read_items(home: Home, evaluation_id: str) -> list[dict[str, Any]]:
     there = (folder / MANIFEST).is_file()
     what = "its items are gone with its completions" if there else "no such evaluation"
     raise NotFoundError(what, evaluation_id, "`stoke evaluate` makes one")
+
+
+def read_readings(home: Home, evaluation_id: str) -> dict[str, Any] | None:
+    """The readings kept with an evaluation, by name; None where none were. IntegrityError where they do not read."""
+    path = home.evaluations / evaluation_id / READINGS
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = dict(orjson.loads(path.read_bytes())["readings"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError("its readings cannot be read", str(path), "`stoke readings` makes them anew") from error
+    return found
 
 
 def _rows(suite: str, columns: Mapping[str, list[Any]]) -> Iterable[dict[str, Any]]:

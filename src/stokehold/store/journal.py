@@ -79,16 +79,6 @@ def steps(
     return found
 
 
-def job_steps(db: Database, job_id: str) -> list[Step]:
-    """Every step of one job in the present lineage, in order."""
-    found: list[Step] = []
-    with db.read() as connection:
-        for span in reversed(lineage(connection)):
-            query = sa.select(tables.journal).where(COLUMNS.job == job_id, _inside(span)).order_by(COLUMNS.step)
-            found += map(_step, connection.execute(query))
-    return found
-
-
 def first_step(db: Database, job_id: str) -> int | None:
     """The number of a job's first step in the present lineage, thinned ones included."""
     with db.read() as connection:
@@ -240,12 +230,6 @@ def add_sample(db: Database, step: int, prompt: str, gold: str, answer: str, mat
                 created=utc_now(),
             )
         )
-
-
-def latest_sample(db: Database) -> TrainingSample | None:
-    """The newest in-training sample."""
-    found = latest_samples(db, 1)
-    return found[0] if found else None
 
 
 def sample_counts(db: Database) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from stokehold.store.database import Database
 from stokehold.store.files import MANIFEST, read_manifest, verify
 from stokehold.store.home import Home
 from stokehold.supervisor.checks import Check, bad, good, look, size
-from stokehold.supervisor.devices import Room, main_memory
+from stokehold.supervisor.devices import Room, card_number, main_memory, same_device
 from stokehold.telemetry.readings import DeviceReadings
 
 ROOM_SHARE = 0.9
@@ -64,20 +64,54 @@ def settings(home: Home, config: Config, shape: ModelShape | None) -> Check:
 def device(config: Config, cards: Mapping[int, DeviceReadings], room: Room | None) -> Check:
     """The device is there, and no better one is idle."""
     if room is None:
-        there = ", ".join(f"cuda:{number}" for number in cards) or "no card"
-        fix = f'this machine shows {there}; set devices.trainer = "cpu", or install the driver'
+        fix = f'this machine shows {_named(cards)}; set devices.trainer = "cpu", or install the driver'
         return bad("device", f"{config.devices.trainer} is not there", fix)
     if config.devices.trainer == "cpu" and cards:
         return look("device", "cpu, while there is a GPU", 'set devices.trainer = "cuda:0"')
     return good("device", f"{room.device}, {size(room.total)}")
 
 
-def memory(home: Home, config: Config, shape: ModelShape, room: Room) -> list[Check]:
-    """The estimate against what is free: of the device, and on CUDA of main memory."""
+def evaluator(config: Config, cards: Mapping[int, DeviceReadings]) -> Check:
+    """Who judges can: the device is there, holds such weights, and is not taken by training."""
+    device, four_bit = config.devices.evaluator, config.model.method == "qlora"
+    if device == "share":
+        return good("evaluator", "the trainer itself, between two steps")
+    if device == "node":
+        return good("evaluator", "another machine: `stoke node judge` must run there")
+    if device == "cpu":
+        if four_bit:
+            fix = 'set devices.evaluator = "cuda:N" or "share"'
+            return bad("evaluator", "cpu: 4-bit weights need a CUDA device", fix)
+        return good("evaluator", "cpu, in a process of its own")
+    if card_number(device) not in cards:
+        other = '"share"' if four_bit else '"cpu" or "share"'
+        fix = f"this machine shows {_named(cards)}; set devices.evaluator = {other}"
+        return bad("evaluator", f"{device} is not there", fix)
+    if same_device(device, config.devices.trainer):
+        fix = 'set devices.evaluator = "share", or to another card'
+        return look("evaluator", f"{device} trains too: it holds the memory of both", fix)
+    return good("evaluator", f"{device}, in a process of its own")
+
+
+def _named(cards: Mapping[int, DeviceReadings]) -> str:
+    return ", ".join(f"cuda:{number}" for number in cards) or "no card"
+
+
+def memory(
+    home: Home, config: Config, shape: ModelShape, room: Room, evaluator_room: Room | None = None
+) -> list[Check]:
+    """The estimate against what is free: of the device, and on CUDA of main memory.
+
+    `evaluator_room` is that of an evaluator in a process of its own here; where such a one is not, or is not here,
+    the row `evaluation` is left out.
+    """
     prompt = _longest_prompt(home, config)
     wanted = estimate(shape, config, prompt)
-    limit = round(ROOM_SHARE * room.free)
-    found = [_training(shape, config, wanted, room, limit), _evaluation(shape, config, wanted, room, limit, prompt)]
+    found = [_training(shape, config, wanted, room, round(ROOM_SHARE * room.free))]
+    if not config.devices.own_evaluator:
+        found.append(_evaluation(shape, config, wanted, room, prompt))
+    elif evaluator_room is not None:
+        found.append(_judging(shape, config, wanted, evaluator_room, prompt))
     host = main_memory()
     if wanted.cuda and wanted.host > ROOM_SHARE * host.free:
         text = f"{size(wanted.host)} of {size(host.free)} free, to write checkpoints from"
@@ -115,13 +149,34 @@ def _way_out(shape: ModelShape, config: Config, limit: int) -> str:
     return "take a smaller model, a shorter data.max_length, or a larger machine"
 
 
-def _evaluation(shape: ModelShape, config: Config, wanted: Memory, room: Room, limit: int, prompt: int | None) -> Check:
+def _evaluation(shape: ModelShape, config: Config, wanted: Memory, room: Room, prompt: int | None) -> Check:
+    """In the trainer, between two steps."""
+    limit = round(ROOM_SHARE * room.free)
     text = f"at most {size(wanted.evaluating)}: {config.evaluation.batch_size} answers at once"
     if wanted.evaluating <= limit:
         return good("evaluation", text)
-    answers = most_answers(shape, config, limit, prompt)
-    fix = f"set evaluation.batch_size = {answers}" if answers else "lower evaluation.max_new_tokens"
+    return look("evaluation", f"{text}, of {size(room.free)} free", _fewer_answers(shape, config, limit, prompt))
+
+
+def _judging(shape: ModelShape, config: Config, wanted: Memory, room: Room, prompt: int | None) -> Check:
+    """In a process of its own, while training goes on."""
+    needed = wanted.judging(cuda=room.device != "cpu")
+    beside = wanted.training if same_device(room.device, config.devices.trainer) else 0
+    if room.device == "cpu" and wanted.cuda:
+        beside = wanted.host
+    text = f"at most {size(needed)} on {room.device}: {config.evaluation.batch_size} answers at once"
+    text += f", beside {size(beside)} of the trainer" if beside else ""
+    limit = round(ROOM_SHARE * room.free) - beside
+    if needed <= limit:
+        return good("evaluation", text)
+    # The two differ by what training holds, however many answers there are.
+    fix = _fewer_answers(shape, config, limit + wanted.evaluating - needed, prompt)
     return look("evaluation", f"{text}, of {size(room.free)} free", fix)
+
+
+def _fewer_answers(shape: ModelShape, config: Config, limit: int, prompt: int | None) -> str:
+    answers = most_answers(shape, config, limit, prompt)
+    return f"set evaluation.batch_size = {answers}" if answers else "lower evaluation.max_new_tokens"
 
 
 def _longest_prompt(home: Home, config: Config) -> int | None:

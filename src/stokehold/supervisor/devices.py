@@ -1,4 +1,4 @@
-"""The device that training runs on, as far as it can be seen without opening it: how much memory it has left."""
+"""The devices that train and judge, as far as they can be seen without opening them: how much memory is left."""
 
 import os
 from collections.abc import Mapping
@@ -35,17 +35,28 @@ def main_memory(group: Path = GROUP) -> Room:
     return Room("cpu", min(int(memory.available), max(0, limit - used)), limit)
 
 
-def room(config: Config, cards: Mapping[int, DeviceReadings]) -> Room | None:
-    """Memory of `devices.trainer`; None for a card that is not among `cards`, or does not tell."""
-    if config.devices.trainer == "cpu":
+def room(device: str, cards: Mapping[int, DeviceReadings]) -> Room | None:
+    """Memory of `cpu` or `cuda:N`; None for a card that is not among `cards`, or does not tell."""
+    if device == "cpu":
         return main_memory()
-    reading = cards.get(card_number(config.devices.trainer))
+    reading = cards.get(card_number(device))
     if reading is None:
         return None
     used, total = reading.value(Metric.MEMORY_USED_GB), reading.value(Metric.MEMORY_TOTAL_GB)
     if used is None or total is None:
         return None
-    return Room(config.devices.trainer, round((total - used) * 1e9), round(total * 1e9))
+    return Room(device, round((total - used) * 1e9), round(total * 1e9))
+
+
+def evaluator_room(config: Config, cards: Mapping[int, DeviceReadings]) -> Room | None:
+    """Memory of the device of an evaluator in a process of its own here; None where there is none, as in `room`."""
+    wanted = config.devices.evaluator
+    return room(wanted, cards) if wanted == "cpu" or wanted.startswith("cuda") else None
+
+
+def same_device(one: str, other: str) -> bool:
+    """Whether two names mean one device: the CPU, or one card."""
+    return (one == "cpu") == (other == "cpu") and (one == "cpu" or card_number(one) == card_number(other))
 
 
 def cards(config: Config) -> dict[int, DeviceReadings]:

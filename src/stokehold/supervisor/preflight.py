@@ -15,7 +15,7 @@ from stokehold.store.home import Home
 from stokehold.store.weights import read_shape
 from stokehold.supervisor import checks_home, checks_machine, checks_work
 from stokehold.supervisor.checks import Check, Mark, bad
-from stokehold.supervisor.devices import cards, room
+from stokehold.supervisor.devices import cards, evaluator_room, room
 from stokehold.supervisor.processes import holder
 
 
@@ -68,14 +68,15 @@ def _home(home: Home, config: Config, shape: ModelShape | None) -> Iterator[Chec
 
 def _model(home: Home, config: Config, shape: ModelShape | None, unreadable: Check | None) -> Iterator[Check]:
     shown = cards(config)
-    free = room(config, shown)
+    free = room(config.devices.trainer, shown)
     yield checks_work.base(home, config)
     if unreadable is not None:
         yield unreadable
     yield checks_work.settings(home, config, shape)
     yield checks_work.device(config, shown, free)
+    yield checks_work.evaluator(config, shown)
     if shape is not None and free is not None:
-        yield from checks_work.memory(home, config, shape, free)
+        yield from checks_work.memory(home, config, shape, free, evaluator_room(config, shown))
 
 
 def _work(home: Home, config: Config) -> Iterator[Check]:

@@ -36,14 +36,6 @@ def streaming_ce(losses: Sequence[float]) -> float | None:
     return mean
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """The exponential mean after each loss."""
-    found: list[float] = []
-    for loss in losses:
-        found.append(loss if not found else found[-1] + EMA_ALPHA * (loss - found[-1]))
-    return found
-
-
 def loss_variance(losses: Sequence[float]) -> float | None:
     """Variance (of the population) of the last 50 step losses."""
     last = losses[-VARIANCE_STEPS:]

@@ -9,10 +9,6 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
-TIERS = range(1, 6)
-
-PARTS = ("noun", "verb", "adjective", "adverb")
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -42,11 +42,6 @@ def is_true(clue: Sequence[Any], order: Order) -> bool:
     }[kind]
 
 
-def orders(people: Sequence[str], clues: Sequence[Sequence[Any]]) -> list[Order]:
-    """Every order of the people that agrees with all clues."""
-    return [order for order in permutations(people) if all(is_true(clue, order) for clue in clues)]
-
-
 def make(rng: random.Random, people: Sequence[str], kinds: Sequence[str]) -> tuple[Order, list[list[Any]]]:
     """(the one order, clues that leave no other); each clue ruled something out when it was added."""
     return first_good(lambda: _attempt(rng, people, kinds), "an order of people")

@@ -16,7 +16,7 @@ MAX_GAP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class CollapseRule:
-    """Thresholds of reference: telemetry. `decay_per_10_s` is the share the peak loses in each 10 seconds."""
+    """When throughput counts as collapsed. `decay_per_10_s` is the share the peak loses in each 10 seconds."""
 
     drop_share: float = 0.65
     decay_per_10_s: float = 0.02

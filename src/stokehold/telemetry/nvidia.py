@@ -15,7 +15,7 @@ from stokehold.telemetry.readings import GIGABYTE, Device, Faults, Limit, Limits
 T = TypeVar("T")
 
 VRAM_LIMIT_C = 90.0
-"""Limit of the VRAM temperature where the card tells none (reference: telemetry defaults)."""
+"""Limit of the VRAM temperature where the card tells none."""
 
 
 def nvidia_devices(config: TelemetryConfig, faults: Faults, nvml: Any = pynvml) -> list[Device]:

@@ -5,7 +5,6 @@ fails at Host; one that posts from another port of this machine fails at Origin.
 token, HttpOnly and SameSite=Strict; it is set once, by opening `/?token=…`.
 """
 
-import ipaddress
 import secrets
 import socket
 from collections.abc import Mapping
@@ -17,11 +16,11 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stokehold.core.errors import UsageError
+from stokehold.core.hosts import answers_to, host_name
 
 OPEN_PATHS = frozenset({"/health"})
 """Answered without a token; they tell nothing about the model or its data."""
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 COOKIE_S = 30 * 24 * 3600
 
@@ -74,8 +73,9 @@ class Guard:
         """The answer to a request that goes no further, or None."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
-        if not self._knows(_name(host)):
-            return _refusal(400, f"this page does not answer to the host {_name(host)!r}")
+        name = host_name(host)
+        if not answers_to(name, self._host, socket.gethostname()):
+            return _refusal(400, f"this page does not answer to the host {name!r}")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             return _refusal(403, "requests from other sites are refused")
@@ -109,18 +109,6 @@ class Guard:
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self._token)
 
-    def _knows(self, name: str) -> bool:
-        if name in LOOPBACK_NAMES or (name and name == self._host):
-            return True
-        # Beyond loopback clients come by address or by this machine's own name; rebinding needs a name of its own.
-        return not is_loopback(self._host) and (_address(name) is not None or name == socket.gethostname().lower())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this address can be reached from this machine only."""
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
-
 
 def _refusal(status: int, reason: str) -> Response:
     headers = {"www-authenticate": "Bearer"} if status == 401 else None
@@ -146,18 +134,3 @@ def _cookie_value(header: str, name: str) -> str:
     except CookieError:
         return ""
     return found.value if found is not None else ""
-
-
-def _name(host: str) -> str:
-    """The host without its port, an IPv6 address without its brackets."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

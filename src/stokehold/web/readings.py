@@ -1,6 +1,6 @@
 """What the page shows, as JSON-ready values: one reading a second at most, shared by everybody who looks.
 
-Records that never change (evaluations, versions) are read from disk once.
+Records that never change (evaluations with their readings, versions) are read from disk once.
 """
 
 import threading
@@ -20,6 +20,7 @@ from stokehold.store.home import Home
 from stokehold.supervisor.status import payload
 from stokehold.supervisor.trends import pooled
 from stokehold.web.curve import Curve, read_curve
+from stokehold.web.findings import findings
 
 FRESH_S = 0.9
 """A reading this young is given again: however many look, the database is asked once a second."""
@@ -38,6 +39,7 @@ class Readings:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._kept: dict[str, tuple[float, Any]] = {}
         self._judgements: dict[str, Evaluation] = {}
+        self._found: tuple[str, list[dict[str, Any]]] | None = None
 
     def status(self) -> dict[str, Any]:
         """The status payload."""
@@ -57,6 +59,11 @@ class Readings:
     def evaluations(self) -> list[dict[str, Any]]:
         """Evaluations oldest first, at most `EVALUATIONS_SHOWN`."""
         found: list[dict[str, Any]] = self._shared("evaluations", self._evaluations)
+        return found
+
+    def findings(self) -> dict[str, Any]:
+        """`evaluation`, `ref`, `created` of the newest evaluation (None without one) and its eight `readings`."""
+        found: dict[str, Any] = self._shared("findings", self._findings)
         return found
 
     def events(self, since: int | None = None, limit: int = EVENTS_SHOWN) -> list[dict[str, Any]]:
@@ -104,6 +111,16 @@ class Readings:
             rows = connection.execute(query.order_by(column.created.desc(), column.id).limit(EVALUATIONS_SHOWN)).all()
         found = ((self._evaluation(row.id), row) for row in reversed(rows))
         return [_judged(evaluation, row.verdict, row.decision) for evaluation, row in found if evaluation]
+
+    def _findings(self) -> dict[str, Any]:
+        newest = self.evaluations()[-1:]
+        evaluation = self._evaluation(newest[0]["id"]) if newest else None
+        if evaluation is None:
+            return {"evaluation": None, "ref": None, "created": None, "readings": []}
+        if self._found is None or self._found[0] != evaluation.id:
+            self._found = (evaluation.id, [finding._asdict() for finding in findings(self.home, evaluation)])
+        named = {"evaluation": evaluation.id, "ref": evaluation.ref, "created": evaluation.created}
+        return named | {"readings": self._found[1]}
 
     def _evaluation(self, evaluation_id: str) -> Evaluation | None:
         """The record, or None where its folder is gone."""

@@ -2,8 +2,8 @@
 
 The first round sends everything, so a page needs nothing else, and a connection that broke is made good by the next.
 Events: `curve` (the whole journal, downsampled), `steps` (points after the last one sent), and by their names the
-sections `status`, `queue`, `versions`, `evaluations`, `events`, each when it differs from what was sent; `fault` when
-something cannot be read now.
+sections `status`, `queue`, `versions`, `evaluations`, `findings`, `events`, each when it differs from what was sent;
+`fault` when something cannot be read now.
 """
 
 import asyncio
@@ -51,6 +51,7 @@ def _round(readings: Readings, sent: Sent) -> list[dict[str, str]]:
         "queue": readings.queue,
         "versions": readings.versions,
         "evaluations": readings.evaluations,
+        "findings": readings.findings,
         "events": readings.recent_events,
     }
     found = []

@@ -2,7 +2,7 @@
 // and its first round brings everything anew.
 
 import { drawExact, drawLoss } from "/static/charts.js";
-import { showConnection, showEvents, showExact, showQueue, showStatus, showVersions } from "/static/view.js";
+import { showConnection, showEvents, showExact, showFindings, showQueue, showStatus, showVersions } from "/static/view.js";
 
 const kept = { points: [], width: 1, versions: { champion: null, versions: [] }, evaluations: [] };
 
@@ -15,6 +15,7 @@ const handlers = {
   events: showEvents,
   versions: (versions) => { kept.versions = versions; showVersions(versions); loss(); exact(); },
   evaluations: (evaluations) => { kept.evaluations = evaluations; showExact(evaluations); exact(); },
+  findings: showFindings,
   curve: (curve) => { kept.points = curve.points; kept.width = curve.width; loss(); },
   steps: (curve) => { kept.points.push(...curve.points); loss(); },
   fault: (fault) => showConnection("broken", fault.text),

@@ -1,6 +1,6 @@
 // Numbers and times as people read them. Unknown (null) is a dash, never a zero.
 
-const DASH = "–";
+export const DASH = "–";
 
 export function number(value, digits = 0) {
   if (value === null || value === undefined) return DASH;

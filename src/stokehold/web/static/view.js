@@ -1,6 +1,6 @@
 // The page's text, tiles and lists. Whatever comes from data goes in by textContent: it is shown, never interpreted.
 
-import { clock, duration, number, percent, significant } from "/static/format.js";
+import { DASH, clock, duration, number, percent, significant } from "/static/format.js";
 
 const byId = (id) => document.getElementById(id);
 const TREND = { improving: "improving", degrading: "getting worse", stable: "steady" };
@@ -149,6 +149,20 @@ export function showExact(evaluations) {
   const losses = suites.filter((suite) => suite.nll_per_token !== null);
   const loss = losses.length === 1 ? `loss ${significant(losses[0].nll_per_token)}` : "";
   tile("tile-exact", percent(newest.exact), joined(interval, `${number(items)} items`, loss));
+}
+
+export function showFindings({ evaluation, ref, created, readings }) {
+  byId("readings-empty").hidden = evaluation !== null;
+  byId("readings-note").textContent = evaluation === null ? "" : joined(`of ${ref}`, `judged ${clock(created)}`);
+  byId("readings").replaceChildren(...readings.map(({ name, state, line }) => {
+    const item = make("li");
+    item.dataset.reading = name;
+    item.dataset.state = state ?? "unknown";
+    const text = make("span", "line", line ?? DASH);
+    text.title = line ?? "";
+    item.append(make("span", "kind", name.replaceAll("_", " ")), text, make("span", "side", state?.replaceAll("_", " ") ?? DASH));
+    return item;
+  }));
 }
 
 export function showEvents(events) {
