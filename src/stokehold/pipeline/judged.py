@@ -17,7 +17,7 @@ from stokehold.pipeline.suites import Suite
 from stokehold.store.items import COMPLETIONS, DRAWS, READINGS, write_items
 
 OPINIONS = "opinions.json"
-"""What a judge said, beside the completions: judging them again asks nobody."""
+"""What a judge said, word by word, beside the completions."""
 
 Draws = Sequence[Sequence[Completion]]
 """For each item the answers drawn beside the greedy one."""
