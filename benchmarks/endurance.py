@@ -24,10 +24,10 @@ from timing import machine
 
 from stokehold.core.config import describe, parse_config
 from stokehold.data.tokenizer import train_tokenizer
-from stokehold.store import journal
-from stokehold.store.bases import import_base
-from stokehold.store.database import connect
+from stokehold.store.db import journal
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models.bases import import_base
 from stokehold.supervisor.processes import worker_environment
 from stokehold.training.model import create_tiny
 

@@ -28,8 +28,8 @@ from stokehold.core.config import describe, parse_config
 from stokehold.core.records import Sample
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.pipeline.tiny import make_tiny
-from stokehold.store.bases import import_base
 from stokehold.store.home import Home
+from stokehold.store.models.bases import import_base
 from stokehold.tasks.registry import draw, row
 
 PEER = Path(__file__).parent / "peers" / "evaluator.py"

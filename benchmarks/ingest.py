@@ -33,12 +33,12 @@ from stokehold.core.config import Config, describe, parse_config
 from stokehold.data.batches import Batches, Cursor
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 from stokehold.pipeline.ingest import ingest_file
-from stokehold.store import job_rows, journal
-from stokehold.store.bases import import_base
-from stokehold.store.database import Database
+from stokehold.store.db import job_rows, journal
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import client
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
-from stokehold.store.jobs import client
+from stokehold.store.models.bases import import_base
 from stokehold.training.model import create_tiny
 
 SYLLABLES = [a + b for a in "bcdfghjklmnprstvwz" for b in "aeiou"]

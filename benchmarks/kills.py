@@ -132,8 +132,8 @@ def make_world(root: Path) -> Path:
 
 def make_home(root: Path, name: str) -> Path:
     from stokehold.core.config import describe, parse_config
-    from stokehold.store.bases import import_base
     from stokehold.store.home import Home
+    from stokehold.store.models.bases import import_base
 
     home = Home.create(root / name, parse_config({}))
     base = import_base(home, root / "base")
@@ -170,8 +170,8 @@ def kill_one(home: Path, file: Path, after_s: float) -> bool:
 
 def finish(home: Path, file: Path) -> dict[str, Any]:
     """Trains to the end; the bits of the result, and the ledger: which step trained what."""
-    from stokehold.store import journal
-    from stokehold.store.database import connect
+    from stokehold.store.db import journal
+    from stokehold.store.db.database import connect
     from stokehold.store.files import hash_file, verify
     from stokehold.store.home import Home
 

@@ -107,7 +107,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     """Opens the model, takes the steps, and compares."""
     from stokehold.core.config import parse_config
     from stokehold.core.memory import estimate
-    from stokehold.store.weights import read_shape
+    from stokehold.store.models.weights import read_shape
     from stokehold.training.state import open_lineage, take_snapshot, write_snapshot
     from stokehold.training.step import optimiser_step
 

@@ -23,8 +23,8 @@ import psutil
 from endurance import make_home, write_rows
 from timing import machine
 
-from stokehold.store import journal
-from stokehold.store.database import Database, connect
+from stokehold.store.db import journal
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
 
 ROWS = 200_000

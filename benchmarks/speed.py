@@ -33,8 +33,8 @@ from timing import in_turn, machine, summary
 
 from stokehold.data.batches import Batches, Cursor
 from stokehold.data.tokenizer import load_tokenizer
-from stokehold.store import journal
-from stokehold.store.database import connect
+from stokehold.store.db import journal
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
 PEERS = Path(__file__).parent / "peers"

@@ -27,10 +27,11 @@ from typing import Any
 from timing import machine
 
 from stokehold.core.config import Config
-from stokehold.store import sync, versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
+from stokehold.store.transfer import sync
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from link import page

@@ -28,11 +28,12 @@ from typing import Any
 from timing import machine
 
 from stokehold.core.config import Config, describe, parse_config
-from stokehold.store import restores, retention, versions
-from stokehold.store.bases import import_base
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import retention
+from stokehold.store.models import restores, versions
+from stokehold.store.models.bases import import_base
+from stokehold.store.models.checkpoints import publish_checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 

@@ -7,8 +7,8 @@ import torch
 
 from stokehold.core.records import Checkpoint
 from stokehold.data.batches import Cursor
-from stokehold.store import checkpoints
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from stokehold.training.state import Lineage, Progress, open_lineage, take_snapshot, write_snapshot
 
 TABLES: dict[str, Any] = {"model": {"method": "lora"}, "adapter": {"rank": 4, "merge_files": 1}}

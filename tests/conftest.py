@@ -10,8 +10,8 @@ import pytest
 
 from stokehold.core.config import describe, parse_config
 from stokehold.data.tokenizer import train_tokenizer
-from stokehold.store.bases import import_base
 from stokehold.store.home import Home
+from stokehold.store.models.bases import import_base
 from tiny_world import SHAPE, facts, held_out_facts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import orjson
 import uvicorn
 
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from stokehold.web.app import create_app
 

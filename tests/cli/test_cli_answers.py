@@ -8,9 +8,10 @@ import orjson
 import pytest
 
 from stokehold.cli import output
-from stokehold.store import jobs, journal, versions
-from stokehold.store.database import connect
+from stokehold.store.db import jobs, journal
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models import versions
 from tiny_world import facts, held_out_facts, write_jsonl
 
 MakeHome = Callable[..., Home]
@@ -128,6 +129,16 @@ def test_compare_has_a_verdict_and_exits_0(stoke: Any, trained: Home) -> None:
     assert better["delta_nll_per_token"] < 0
     assert better["verdict"] in {"BETTER", "WORSE", "EQUIVALENT", "INCONCLUSIVE", "BROKEN"}
     assert better["verdict"] in stoke("compare", "base", "latest", home=trained).out
+    assert better["noise"] is None
+
+
+def test_compare_measures_the_noise_first(stoke: Any, trained: Home) -> None:
+    found = stoke("compare", "base", "latest", "--noise", "3", "--json", home=trained).answer
+    assert found["noise"] | {"nll": 0.0} == {"exact": 0.0, "moved": 0.0, "nll": 0.0, "runs": 3}
+    assert 0.0 <= found["noise"]["nll"] < 1e-5
+    assert "3 readings of A" in stoke("compare", "base", "latest", "--noise", "3", home=trained).out
+    refused = stoke("compare", "base", "latest", "--noise", "2", "--until-decided", home=trained)
+    assert (refused.code, "no noise floor" in refused.error) == (2, True)
 
 
 def test_versions_are_made_checked_shown_and_deleted(stoke: Any, trained: Home, file: Path) -> None:

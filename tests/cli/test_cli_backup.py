@@ -10,8 +10,8 @@ import pytest
 from stokehold.cli.main import main
 from stokehold.core.config import Config
 from stokehold.core.records import Step
-from stokehold.store import control, journal
-from stokehold.store.database import connect
+from stokehold.store.db import control, journal
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
 PAGE = Path(__file__).parents[2] / "docs" / "backups.md"

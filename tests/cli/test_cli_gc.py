@@ -8,8 +8,8 @@ import pytest
 from stokehold.cli.gc import size
 from stokehold.cli.main import main
 from stokehold.core.config import Config
-from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.home import Home
+from stokehold.store.models.checkpoints import publish_checkpoint
 
 
 @pytest.fixture

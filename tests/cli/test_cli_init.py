@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 from hub_server import COMMIT, Hub, serving
 from stokehold.core.errors import InputError, IntegrityError
-from stokehold.store.bases import import_base, licence
 from stokehold.store.files import hash_file, read_manifest
 from stokehold.store.home import Home
+from stokehold.store.models.bases import import_base, licence
 
 MODEL = "somebody/tiny"
 CARD = "---\nlanguage: en\nlicense: apache-2.0\n---\n# A tiny model\nlicense: this line is text\n"

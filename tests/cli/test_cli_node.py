@@ -17,11 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from link import Link, linked, port_of, serving
 from stokehold.core.config import Config, describe, parse_config
-from stokehold.store import sync, versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import verify
 from stokehold.store.home import Home
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
+from stokehold.store.transfer import sync
 from tiny_world import safetensors
 
 PATIENCE_S = 240.0

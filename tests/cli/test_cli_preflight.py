@@ -22,11 +22,12 @@ import pytest
 from stokehold.core.config import Config
 from stokehold.core.memory import ModelShape
 from stokehold.core.records import Dataset
-from stokehold.store import checkpoints, datasets, versions
-from stokehold.store.database import connect
+from stokehold.store import datasets
+from stokehold.store.db.database import connect
 from stokehold.store.files import utc_now
 from stokehold.store.home import Home
-from stokehold.store.weights import read_shape
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.models.weights import read_shape
 from stokehold.supervisor import checks_home, checks_machine, checks_work, devices
 from stokehold.supervisor.checks import Check, Mark
 from stokehold.supervisor.devices import Room, main_memory

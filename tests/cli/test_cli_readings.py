@@ -8,12 +8,13 @@ import orjson
 import pytest
 
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState
-from stokehold.store import checkpoints, evaluations, versions
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
-from stokehold.store.items import COMPLETIONS, write_items
-from stokehold.store.references import resolve
+from stokehold.store.judged import evaluations
+from stokehold.store.judged.items import COMPLETIONS, write_items
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.models.references import resolve
 
 ITEMS = 30
 

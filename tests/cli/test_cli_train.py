@@ -11,9 +11,9 @@ import pytest
 
 from stokehold.core.records import JobState
 from stokehold.pipeline import trainer
-from stokehold.store import events, job_rows, jobs, journal
-from stokehold.store.control import request
-from stokehold.store.database import connect
+from stokehold.store.db import events, job_rows, jobs, journal
+from stokehold.store.db.control import request
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from tiny_world import facts, write_jsonl
 

@@ -16,7 +16,7 @@ from model_families import CAUSAL, family_model
 from stokehold.core import memory
 from stokehold.core.config import Config, parse_config
 from stokehold.core.memory import Matrix, ModelShape, adapter_parameters, estimate, largest_batch, most_answers
-from stokehold.store.weights import read_shape
+from stokehold.store.models.weights import read_shape
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 NEAR = (0.8, 1.5)

@@ -9,10 +9,12 @@ from typing import Any
 import orjson
 import pytest
 
-from stokehold.store import evaluations, events, journal, versions
-from stokehold.store.database import connect
 from stokehold.store.datasets import list_datasets
+from stokehold.store.db import events, journal
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
+from stokehold.store.models import versions
 from stokehold.supervisor.processes import holder
 
 CLOSED = Path(__file__).parent / "closed_network"

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from stokehold.cli.main import app
 from stokehold.core.config import Config
-from stokehold.store import versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("versions", "retention", "evolution", "export", "nodes", "backups")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from test_docs_run import Shell, blocks, run_block, shell  # noqa: F401 - a fixture is used by its name
 
-from stokehold.store.adapters import base_of
 from stokehold.store.home import Home
-from stokehold.store.versions import list_versions
+from stokehold.store.models.adapters import base_of
+from stokehold.store.models.versions import list_versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

@@ -59,7 +59,7 @@ def test_links_and_files_exist(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
     for name in quoted(path):
-        if re.fullmatch(r"(core|data|store|pipeline|inference|evaluation|cli)/\w+\.py", name):
+        if re.fullmatch(r"(core|data|store|pipeline|inference|evaluation|cli)/[\w/]+\.py", name):
             assert (ROOT / "src" / "stokehold" / name).is_file(), name
         if name.startswith("benchmarks/"):
             assert (ROOT / name).is_file(), name

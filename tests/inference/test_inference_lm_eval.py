@@ -24,9 +24,9 @@ from stokehold.evaluation.judge import judge_suite
 from stokehold.evaluation.logs.items import standard_error
 from stokehold.inference.engine import Engine
 from stokehold.inference.scoring import text_logprobs
-from stokehold.store import versions
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models import versions
 
 MANUAL = Path(__file__).parents[2] / "docs" / "evaluation.md"
 MAX_NEW_TOKENS = 24

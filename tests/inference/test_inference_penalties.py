@@ -23,7 +23,7 @@ from stokehold.data.tokenizer import CHATML, ChatTokenizer, load_tokenizer, trai
 from stokehold.inference.engine import Engine
 from stokehold.inference.penalties import StopMarkPenalty
 from stokehold.inference.registry import Registry, load
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from stokehold.training.state import open_lineage
 

@@ -31,9 +31,9 @@ from stokehold.inference.protocol import ChatRequest
 from stokehold.inference.registry import Registry, hash_of
 from stokehold.inference.server import Answer, create_app, listen, main
 from stokehold.inference.worker import MAX_WAITING, Ask, Done, Event, Failed, Piece, Started, Worker
-from stokehold.store import checkpoints, versions
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints, versions
 
 TOKEN = "secret-for-tests"
 ASKED = [{"role": "user", "content": "the quick brown fox"}]

@@ -13,8 +13,9 @@ from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.worker import use_threads
 from stokehold.pipeline.workflows import STAGES, Workshop, run_stage
-from stokehold.store import checkpoints, job_rows, jobs, journal
+from stokehold.store.db import job_rows, jobs, journal
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from tiny_world import write_jsonl
 
 

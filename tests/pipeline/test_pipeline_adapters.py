@@ -14,11 +14,13 @@ from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.promote import go_back
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.worker import Leave
-from stokehold.store import checkpoints, evaluations, events, references, versions
-from stokehold.store.adapters import base_of
-from stokehold.store.database import connect
+from stokehold.store.db import events
+from stokehold.store.db.database import connect
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, references, versions
+from stokehold.store.models.adapters import base_of
 from tiny_world import facts, held_out_facts, write_jsonl
 
 TABLES: dict[str, dict[str, Any]] = {

@@ -10,12 +10,14 @@ from bench import Bench
 
 from adapter_home import TABLES, newest, publish, trained
 from stokehold.core.records import JobState
-from stokehold.store import checkpoints, events, trash, versions
-from stokehold.store.adapters import base_of
-from stokehold.store.database import connect
+from stokehold.store.db import events
+from stokehold.store.db.database import connect
 from stokehold.store.disk import Disk
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.models.adapters import base_of
 from stokehold.training.consolidation import consolidate
 from stokehold.training.golden import agreement, golden
 from stokehold.training.state import open_lineage

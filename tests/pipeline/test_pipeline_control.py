@@ -8,7 +8,8 @@ from collections.abc import Callable
 from bench import Bench
 
 from stokehold.core.records import JobState, Priority
-from stokehold.store import checkpoints, control, events, job_rows, journal
+from stokehold.store.db import control, events, job_rows, journal
+from stokehold.store.models import checkpoints
 from tiny_world import facts, held_out_facts, write_jsonl
 
 ROWS = 150

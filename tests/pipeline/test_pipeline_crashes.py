@@ -10,10 +10,13 @@ import pytest
 
 from stokehold.cli.inspect import account
 from stokehold.core.records import JobState
-from stokehold.store import checkpoints, evaluations, failpoints, job_rows, journal, versions
-from stokehold.store.database import connect
+from stokehold.store import failpoints
+from stokehold.store.db import job_rows, journal
+from stokehold.store.db.database import connect
 from stokehold.store.files import verify
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, versions
 from tiny_world import facts, held_out_facts, write_jsonl
 
 ROWS = facts(90)

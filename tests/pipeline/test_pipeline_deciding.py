@@ -11,8 +11,8 @@ from stokehold.core.records import Verdict
 from stokehold.evaluation.sequential import SequentialComparison
 from stokehold.inference.registry import Served, load
 from stokehold.pipeline.deciding import decide_by_drawing, decision_answer, fresh, kinds_of
-from stokehold.store import references
 from stokehold.store.home import Home
+from stokehold.store.models import references
 from stokehold.tasks.registry import draw, identity_of, is_holdout, row
 from tiny_world import held_out_facts, write_jsonl
 

@@ -8,8 +8,10 @@ from bench import Bench
 
 from stokehold.core.records import JobState
 from stokehold.pipeline.device import DeviceQueue, Leaving
-from stokehold.store import evaluations, journal, versions
+from stokehold.store.db import journal
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
+from stokehold.store.models import versions
 from tiny_world import facts, held_out_facts, write_jsonl
 
 

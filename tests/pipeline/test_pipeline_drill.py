@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from stokehold.core.errors import NotFoundError
 from stokehold.pipeline.drill import drill
-from stokehold.store import drills, events, versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import connect
+from stokehold.store.backup import drills
+from stokehold.store.db import events
+from stokehold.store.db.database import connect
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
-from stokehold.store.weights import GOLDEN
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
+from stokehold.store.models.weights import GOLDEN
 from stokehold.supervisor.status import payload
 from stokehold.training.golden import Golden
 from stokehold.training.state import open_lineage, take_snapshot, write_snapshot

@@ -11,7 +11,9 @@ from bench import Bench
 
 from stokehold.core.config import describe
 from stokehold.core.records import JobState
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal
+from stokehold.store.db import control, events, job_rows, journal
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints
 from tiny_world import facts, held_out_facts, write_jsonl
 
 FIRST, SECOND = facts(150), facts(120, seed=5)

@@ -11,10 +11,10 @@ from stokehold.core.config import Config, EvaluationConfig
 from stokehold.core.records import Evaluation, SuiteState, Verdict
 from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.promote import compare_evaluations
-from stokehold.store import aging
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.items import COMPLETIONS, DRAWS, read_items
+from stokehold.store.housekeeping import aging
+from stokehold.store.judged.items import COMPLETIONS, DRAWS, read_items
 from tiny_world import held_out_facts, write_jsonl
 
 Make = Callable[..., Home]

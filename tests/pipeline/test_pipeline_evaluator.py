@@ -26,10 +26,12 @@ from stokehold.pipeline.evaluator import STAGES, Bureau, Evaluator
 from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.worker import Leave
 from stokehold.pipeline.workflows import hand_over, run_stage
-from stokehold.store import checkpoints, evaluations, events, job_rows, jobs, journal, versions
+from stokehold.store.db import events, job_rows, jobs, journal
 from stokehold.store.disk import DISK, Disk
-from stokehold.store.gc import steps_in_use
 from stokehold.store.home import Home
+from stokehold.store.housekeeping.gc import steps_in_use
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, versions
 from tiny_world import facts, held_out_facts, write_jsonl
 
 PATIENCE_S = 180.0

@@ -13,10 +13,11 @@ from typing import Any
 import orjson
 import pytest
 
-from stokehold.store import checkpoints, journal
-from stokehold.store.database import connect
+from stokehold.store.db import journal
+from stokehold.store.db.database import connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from tiny_world import facts, write_jsonl
 
 ROWS = 900

@@ -16,11 +16,11 @@ from stokehold.inference.registry import load
 from stokehold.pipeline.exporting import Exported, Form, export
 from stokehold.pipeline.foreground import Meter, train_files
 from stokehold.pipeline.worker import Leave
-from stokehold.store import imports, versions
-from stokehold.store.adapters import base_of
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import STAGING, verify
 from stokehold.store.home import Home
+from stokehold.store.models import imports, versions
+from stokehold.store.models.adapters import base_of
 from tiny_world import facts, held_out_facts, write_jsonl
 
 LORA: dict[str, Any] = {

@@ -14,8 +14,10 @@ from bench import Bench
 
 from stokehold.cli.inspect import account
 from stokehold.core.records import Job, JobState
-from stokehold.store import checkpoints, events, failpoints, job_rows, journal, skips, tables
+from stokehold.store import failpoints
+from stokehold.store.db import events, job_rows, journal, skips, tables
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from tiny_world import facts
 
 ROWS = 150
@@ -184,7 +186,7 @@ def test_a_hang_ends_the_process_with_its_stacks(make_home: Callable[..., Home])
     home = make_home(training={"hang_s": 0.5})
     program = (
         "import sys, time; from pathlib import Path; from stokehold.store.home import Home;"
-        "from stokehold.store.database import connect; from stokehold.pipeline.trainer import Trainer;"
+        "from stokehold.store.db.database import connect; from stokehold.pipeline.trainer import Trainer;"
         "home = Home.open(Path(sys.argv[1])); trainer = Trainer(home, home.config(), connect(home), lambda: False);"
         "trainer.tell(sys.argv[2], 1); time.sleep(3)"
     )

@@ -15,9 +15,10 @@ from stokehold.pipeline.improve import own_mistakes, write_next_file
 from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.readings import past_of
 from stokehold.pipeline.suites import open_suites
-from stokehold.store import evaluations, journal
 from stokehold.store.datasets import dataset_folder
+from stokehold.store.db import journal
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
 from stokehold.tasks.registry import draw, identity_of, row
 from tiny_world import write_jsonl
 

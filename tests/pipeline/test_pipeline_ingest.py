@@ -19,9 +19,9 @@ from stokehold.pipeline import accept
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.suites import open_suite
 from stokehold.pipeline.token_reports import token_counter
-from stokehold.store import events, token_reports
-from stokehold.store.database import connect
 from stokehold.store.datasets import dataset_folder, list_datasets
+from stokehold.store.db import events, token_reports
+from stokehold.store.db.database import connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
 from stokehold.tasks.registry import FAMILIES, draw, row

@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stokehold.core.records import Job, JobState
-from stokehold.store import events, jobs, journal, versions
-from stokehold.store.database import Database, connect
+from stokehold.store.db import events, jobs, journal
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
+from stokehold.store.models import versions
 from tiny_world import facts, held_out_facts, write_jsonl
 
 PATIENCE_S = 240.0

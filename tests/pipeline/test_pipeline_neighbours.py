@@ -16,9 +16,9 @@ from stokehold.core.records import Evaluation
 from stokehold.pipeline import judge
 from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.neighbours import export, main
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
-from stokehold.store.items import COMPLETIONS
+from stokehold.store.judged.items import COMPLETIONS
 from tiny_world import held_out_facts, write_jsonl
 
 SUITE = "facts"

@@ -27,13 +27,16 @@ from stokehold.pipeline.evaluator import STAGES, Bureau, Evaluator
 from stokehold.pipeline.foreground import Meter
 from stokehold.pipeline.worker import Leave
 from stokehold.pipeline.workflows import hand_over, run_stage
-from stokehold.store import checkpoints, evaluation_requests, evaluations, job_rows, sync, versions
-from stokehold.store.database import connect
+from stokehold.store.db import job_rows
+from stokehold.store.db.database import connect
 from stokehold.store.disk import Fault, FaultyDisk
-from stokehold.store.evaluation_requests import Header, Limits, Request, SuiteFile
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
-from stokehold.store.remote import Remote
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.transfer import evaluation_requests, sync
+from stokehold.store.transfer.evaluation_requests import Header, Limits, Request, SuiteFile
+from stokehold.store.transfer.remote import Remote
 from stokehold.web.app import create_app
 from tiny_world import facts, held_out_facts, write_jsonl
 

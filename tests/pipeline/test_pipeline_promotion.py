@@ -13,10 +13,13 @@ import sqlalchemy as sa
 from stokehold.core.records import Evaluation, JobState, Priority, Step, SuiteResult, SuiteState, Verdict
 from stokehold.pipeline.promote import BEST, finish_going_back, worse_in_a_row
 from stokehold.pipeline.trainer import Trainer
-from stokehold.store import checkpoints, evaluations, events, job_rows, journal, trash, versions
-from stokehold.store.database import Database, connect
+from stokehold.store.db import events, job_rows, journal
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, versions
 from tiny_world import safetensors
 
 ITEMS = 40

@@ -14,9 +14,9 @@ from stokehold.core.errors import NotFoundError, UsageError
 from stokehold.core.records import Evaluation
 from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.readings import NAMES, READINGS, find, past_of, readings, stored_rows
-from stokehold.store import evaluations
 from stokehold.store.home import Home
-from stokehold.store.items import COMPLETIONS
+from stokehold.store.judged import evaluations
+from stokehold.store.judged.items import COMPLETIONS
 from tiny_world import facts, held_out_facts, write_jsonl
 
 WITHOUT_TORCH = """

@@ -21,23 +21,14 @@ from stokehold.core.config import describe
 from stokehold.core.errors import IntegrityError
 from stokehold.core.records import JobState, Verdict
 from stokehold.pipeline.promote import TAKEN_BACK
-from stokehold.store import (
-    checkpoints,
-    control,
-    evaluations,
-    events,
-    job_rows,
-    jobs,
-    journal,
-    offsite,
-    rebuild,
-    restoring,
-    space,
-    versions,
-)
+from stokehold.store.backup import offsite, restoring
+from stokehold.store.backup.locations import open_location
+from stokehold.store.db import control, events, job_rows, jobs, journal, rebuild
 from stokehold.store.files import verify
 from stokehold.store.home import Home
-from stokehold.store.locations import open_location
+from stokehold.store.housekeeping import space
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, versions
 from stokehold.supervisor import status
 from tiny_world import facts, held_out_facts, write_jsonl
 

@@ -26,11 +26,11 @@ from stokehold.pipeline.ingest import build_firewall
 from stokehold.pipeline.judge import evaluate_ref
 from stokehold.pipeline.judge_model import GIVE_UP_AFTER, JudgeServer
 from stokehold.pipeline.suites import judged_suites, keep_suites, open_suite, open_suites
-from stokehold.store import evaluations
-from stokehold.store.aging import age
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.suites import keep_version, kept_versions, read_version, suite_names
+from stokehold.store.housekeeping.aging import age
+from stokehold.store.judged import evaluations
+from stokehold.store.judged.suites import keep_version, kept_versions, read_version, suite_names
 from stokehold.supervisor.alerts import evaluator_broken
 from stokehold.supervisor.checks_work import judged_on
 from stokehold.tasks.registry import draw, identity_of

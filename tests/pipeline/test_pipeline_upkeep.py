@@ -15,9 +15,10 @@ import pytest
 from stokehold.core.config import Config
 from stokehold.core.records import JobState
 from stokehold.pipeline import upkeep
-from stokehold.store import backups, events, job_rows, nights, offsite, tables
+from stokehold.store.backup import backups, nights, offsite
+from stokehold.store.db import events, job_rows, tables
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.main import Supervisor
 
 PATIENCE_S = 120
@@ -128,7 +129,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from stokehold.pipeline import upkeep
-from stokehold.store import jobs
+from stokehold.store.db import jobs
 from stokehold.store.home import Home
 home = Home.open(Path(sys.argv[1]))
 client = jobs.client(home)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stokehold.core.config import Config
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import toy_worker
 
 from stokehold.core.records import JobState
-from stokehold.store import job_rows
-from stokehold.store.database import connect
+from stokehold.store.db import job_rows
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
 PATIENCE_S = 20.0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 
 WRITERS = 4
 LONGEST_S = 0.03

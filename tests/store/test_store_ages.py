@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stokehold.core.config import Config
-from stokehold.store import ages, retention, trash, versions
-from stokehold.store.ages import ACROSS_S, SLACK_S, Look, present_s
-from stokehold.store.backups import list_snapshots, snapshot
+from stokehold.store.backup.backups import list_snapshots, snapshot
 from stokehold.store.blobs import BlobStore
-from stokehold.store.checkpoints import checkpoint_folder, publish_checkpoint
-from stokehold.store.database import Database
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import ages, retention, trash
+from stokehold.store.housekeeping.ages import ACROSS_S, SLACK_S, Look, present_s
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import checkpoint_folder, publish_checkpoint
 from tiny_world import safetensors
 
 DAY_S, YEAR_S = 24 * 3600.0, 365 * 24 * 3600.0

@@ -11,10 +11,12 @@ from test_store_thinning import NEWEST, NOW, STEPS, checkpoint, fill, step
 
 from stokehold.core.config import Config, RetentionConfig
 from stokehold.core.records import Evaluation
-from stokehold.store import aging, evaluations, journal, tables, thinning
-from stokehold.store.database import Database, connect
+from stokehold.store.db import journal, tables
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import aging, thinning
+from stokehold.store.judged import evaluations
 
 LINE = {"sample_id": "a", "suite": "s", "text": "words", "token_ids": [1], "token_logprobs": [-1.0], "score": 1.0}
 ANSWERS = orjson.dumps(LINE) + b"\n"

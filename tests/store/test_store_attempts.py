@@ -4,8 +4,8 @@ import pytest
 
 from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Job, JobState, Priority
-from stokehold.store import job_rows
-from stokehold.store.database import Database
+from stokehold.store.db import job_rows
+from stokehold.store.db.database import Database
 
 
 @pytest.fixture

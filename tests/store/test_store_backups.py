@@ -11,14 +11,16 @@ from matrix import every_fault
 from journal_step import journal_step
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.store import backups, checkpoints, journal, versions
-from stokehold.store.backups import CONTENTS, contents, find_snapshot, list_snapshots, snapshot, verify_snapshot
+from stokehold.store.backup import backups
+from stokehold.store.backup.backups import CONTENTS, contents, find_snapshot, list_snapshots, snapshot, verify_snapshot
 from stokehold.store.blobs import BlobStore
-from stokehold.store.database import Database, connect
-from stokehold.store.dumps import FILES, fault
+from stokehold.store.db import journal
+from stokehold.store.db.database import Database, connect
+from stokehold.store.db.dumps import FILES, fault
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
-from stokehold.store.suites import save_suite
+from stokehold.store.judged.suites import save_suite
+from stokehold.store.models import checkpoints, versions
 
 LARGE = 2 * 1024 * 1024
 

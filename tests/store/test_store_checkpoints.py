@@ -8,8 +8,13 @@ import orjson
 import pytest
 
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.store import checkpoints, journal, trash
-from stokehold.store.checkpoints import (
+from stokehold.store.db import journal
+from stokehold.store.db.database import Database
+from stokehold.store.files import MANIFEST, hash_file, read_manifest
+from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import checkpoints
+from stokehold.store.models.checkpoints import (
     checkpoint_folder,
     find_step,
     latest,
@@ -20,9 +25,6 @@ from stokehold.store.checkpoints import (
     set_aside,
     verify_checkpoint,
 )
-from stokehold.store.database import Database
-from stokehold.store.files import MANIFEST, hash_file, read_manifest
-from stokehold.store.home import Home
 
 
 def state(text: str) -> Callable[[Path], None]:

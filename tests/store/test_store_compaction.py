@@ -15,11 +15,12 @@ from safetensors.numpy import save_file
 
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, StokeholdError
-from stokehold.store import compaction, delta, trash, versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import compaction, delta, trash
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
 
 WEIGHTS = "model.safetensors"
 OLD_S = 10 * 24 * 3600.0

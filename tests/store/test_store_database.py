@@ -11,10 +11,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateTable
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store import control, events, tables
-from stokehold.store.database import Database, connect, network_file_system, upsert
+from stokehold.store.db import control, events, tables
+from stokehold.store.db.database import Database, connect, network_file_system, upsert
+from stokehold.store.db.migrations import MIGRATIONS, migrate
 from stokehold.store.home import Home
-from stokehold.store.migrations import MIGRATIONS, migrate
 
 FIRST_SCHEMA = "e7c99c54f2382530"
 """Start of the SHA-256 of migration 1's text. If it fails, a table changed: add a migration, freeze the first."""

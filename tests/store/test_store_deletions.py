@@ -11,12 +11,15 @@ from matrix import every_fault
 
 from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError, StokeholdError
-from stokehold.store import backups, deletions, files, trash, versions
+from stokehold.store import files
+from stokehold.store.backup import backups
 from stokehold.store.blobs import LINK_BYTES
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.disk import FaultyDisk
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import deletions, versions
+from stokehold.store.models.checkpoints import publish_checkpoint
 from tiny_world import safetensors
 
 

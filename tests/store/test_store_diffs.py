@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState
-from stokehold.store import diffs, evaluations, files, versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database
+from stokehold.store import files
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
-from stokehold.store.tensors import Place
+from stokehold.store.judged import evaluations
+from stokehold.store.models import diffs, versions
+from stokehold.store.models.checkpoints import publish_checkpoint
+from stokehold.store.models.tensors import Place
 
 Tensors = dict[str, tuple[str, list[int], bytes]]
 

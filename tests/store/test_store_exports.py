@@ -9,11 +9,11 @@ from blake3 import blake3
 
 from stokehold.core.config import describe, parse_config
 from stokehold.core.errors import InputError, IntegrityError, StokeholdError
-from stokehold.store import exports, imports, versions
-from stokehold.store.bases import import_base
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import STAGING, read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.models import exports, imports, versions
+from stokehold.store.models.bases import import_base
 from store.matrix import every_fault
 
 TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": []}

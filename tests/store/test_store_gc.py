@@ -12,13 +12,15 @@ from safetensors.numpy import save_file
 
 from stokehold.core.config import Config, StoreConfig, describe, parse_config
 from stokehold.core.errors import BusyError
-from stokehold.store import backups, gc, retention, space, trash, versions
+from stokehold.store.backup import backups
 from stokehold.store.blobs import LINK_BYTES, BlobStore
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import hash_file, read_manifest, staging, verify
 from stokehold.store.home import Home
-from stokehold.store.space import Room
+from stokehold.store.housekeeping import gc, retention, space, trash
+from stokehold.store.housekeeping.space import Room
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
 
 WEIGHTS = "model.safetensors"
 BLOCK_SLACK = 64 * 1024

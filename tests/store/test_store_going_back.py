@@ -10,9 +10,13 @@ from matrix import every_fault
 from stokehold.core.config import Config
 from stokehold.core.errors import BusyError, IntegrityError, StokeholdError
 from stokehold.core.records import Evaluation, JobState, Priority, Step, Verdict
-from stokehold.store import checkpoints, deletions, evaluations, files, going_back, job_rows, journal, trash, versions
-from stokehold.store.database import Database, connect
+from stokehold.store import files
+from stokehold.store.db import job_rows, journal
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, deletions, going_back, versions
 from tiny_world import safetensors
 
 

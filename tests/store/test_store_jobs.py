@@ -16,8 +16,8 @@ from dbos import DBOSClient
 
 from stokehold.core.errors import BusyError, DuplicateError, NotFoundError, StokeholdError
 from stokehold.core.records import Job, JobState, Priority
-from stokehold.store import control, job_rows, jobs, journal, tables
-from stokehold.store.database import connect
+from stokehold.store.db import control, job_rows, jobs, journal, tables
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
 PROGRAM = Path(__file__).with_name("toy_worker.py")
@@ -103,7 +103,7 @@ def test_a_client_launches_nothing(home: Home) -> None:
         client.enqueue("ingest", {})
         assert set(threading.enumerate()) == before
     program = (
-        "import sys, threading; from pathlib import Path; from stokehold.store import jobs\n"
+        "import sys, threading; from pathlib import Path; from stokehold.store.db import jobs\n"
         "from stokehold.store.home import Home; import dbos._dbos as inside\n"
         "jobs.client(Home.open(Path(sys.argv[1]))).list_jobs()\n"
         "assert inside._dbos_global_instance is None and len(threading.enumerate()) == 1"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from journal_step import journal_step
 from stokehold.core.records import Step
-from stokehold.store import journal
-from stokehold.store.database import Database, connect
+from stokehold.store.db import journal
+from stokehold.store.db.database import Database, connect
 
 
 def step(number: int, branch: int = 0, loss: float = 1.0) -> Step:

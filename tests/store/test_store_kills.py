@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dbos._registrations import DEFAULT_MAX_RECOVERY_ATTEMPTS
 
 from stokehold.core.records import JobState
-from stokehold.store import jobs
+from stokehold.store.db import jobs
 from stokehold.store.home import Home
 
 

@@ -15,12 +15,13 @@ from test_store_backups import fill, tensors
 
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError, UsageError
-from stokehold.store import checkpoints, offsite
-from stokehold.store.backups import CONTENTS, list_snapshots, snapshot, verify_snapshot
-from stokehold.store.database import Database, connect
+from stokehold.store.backup import offsite
+from stokehold.store.backup.backups import CONTENTS, list_snapshots, snapshot, verify_snapshot
+from stokehold.store.backup.locations import MARKER, Location, blob_name, open_location, snapshot_name
+from stokehold.store.backup.restoring import restore
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
-from stokehold.store.locations import MARKER, Location, blob_name, open_location, snapshot_name
-from stokehold.store.restoring import restore
+from stokehold.store.models import checkpoints
 
 BUCKET = "backups"
 

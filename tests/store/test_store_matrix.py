@@ -9,21 +9,22 @@ from matrix import Counts, every_fault, places
 
 from stokehold.core.config import Config
 from stokehold.core.records import Dataset
-from stokehold.store import trash, versions
-from stokehold.store.bases import import_base
 from stokehold.store.blobs import LINK_BYTES, BlobStore
-from stokehold.store.checkpoints import (
+from stokehold.store.datasets import list_datasets, save_dataset
+from stokehold.store.db.database import connect
+from stokehold.store.disk import FaultyDisk
+from stokehold.store.files import hash_file, publish, read_manifest, verify, write_atomic
+from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import versions
+from stokehold.store.models.bases import import_base
+from stokehold.store.models.checkpoints import (
     checkpoint_folder,
     list_checkpoints,
     prune,
     publish_checkpoint,
     set_aside,
 )
-from stokehold.store.database import connect
-from stokehold.store.datasets import list_datasets, save_dataset
-from stokehold.store.disk import FaultyDisk
-from stokehold.store.files import hash_file, publish, read_manifest, verify, write_atomic
-from stokehold.store.home import Home
 from tiny_world import safetensors
 
 LARGE, SMALL = safetensors(b"large" * (LINK_BYTES // 5)), safetensors(b"small")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stokehold.store.policy import DAILY_DAYS, WEEKLY_DAYS, Holding, Ruling, rule
+from stokehold.store.housekeeping.policy import DAILY_DAYS, WEEKLY_DAYS, Holding, Ruling, rule
 
 NOW = datetime(2026, 11, 21, 15, 30, tzinfo=UTC)
 PARTS = st.dictionaries(st.sampled_from("abcdefgh"), st.just(10), min_size=1, max_size=3)

@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 from matrix import every_fault
-from test_store_backups import step, tensors
+from test_store_backups import tensors
 
+from journal_step import journal_step
 from stokehold.core.config import Config
 from stokehold.core.errors import BusyError, DuplicateError, StokeholdError
 from stokehold.core.records import Dataset, JobState
-from stokehold.store import backups, checkpoints, events, job_rows, journal, versions
+from stokehold.store.backup import backups
 from stokehold.store.blobs import BlobStore
-from stokehold.store.database import Database, connect
 from stokehold.store.datasets import save_dataset
+from stokehold.store.db import events, job_rows, journal
+from stokehold.store.db.database import Database, connect
+from stokehold.store.db.jobs import JobsClient
+from stokehold.store.db.rebuild import rebuild
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
-from stokehold.store.rebuild import rebuild
+from stokehold.store.models import checkpoints, versions
 
 ROWS = 10
 
@@ -89,7 +92,7 @@ def test_going_back_is_known_from_the_checkpoints(home: Home) -> None:
 def test_it_begins_with_the_newest_good_snapshot(home: Home, db: Database) -> None:
     data = accept(home, "data")
     save(home, 1, {"a": (data, 3)})
-    journal.append(db, step(1))
+    journal.append(db, journal_step(1))
     with db.write() as connection:
         connection.exec_driver_sql(f"update journal set dataset = '{data.id}'")
     versions.create(home, db, checkpoints.checkpoint_folder(home, 1))
@@ -111,7 +114,7 @@ def test_it_begins_with_the_newest_good_snapshot(home: Home, db: Database) -> No
 
 
 def test_a_healthy_database_and_a_running_home_are_refused(home: Home, db: Database) -> None:
-    journal.append(db, step(1))
+    journal.append(db, journal_step(1))
     with pytest.raises(StokeholdError, match="healthy"):
         rebuild(home)
     with home.lock("trainer", "training"), pytest.raises(BusyError):
@@ -145,7 +148,7 @@ def wrecked(root: Path) -> None:
     home = Home.create(root, Config())
     data, db = accept(home, "data"), connect(home)
     save(home, 1, {"a": (data, 3)})
-    journal.append(db, step(1))
+    journal.append(db, journal_step(1))
     versions.create(home, db, checkpoints.checkpoint_folder(home, 1))
     versions.set_alias(home, db, "champion", "v0001")
     backups.snapshot(home, db, "good")

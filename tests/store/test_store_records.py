@@ -7,11 +7,11 @@ import pytest
 
 from stokehold.core.errors import InputError, NotFoundError
 from stokehold.core.records import Dataset, Evaluation, SuiteResult, SuiteState, Verdict
-from stokehold.store import evaluations, suites
-from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, list_datasets, load_dataset, save_dataset
+from stokehold.store.db.database import Database
 from stokehold.store.files import verify
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations, suites
 
 DATASET = Dataset("d7f3", "ab" * 32, "tickets.jsonl", 1000, 90, 10, 2, "2025-01-02T00:00:00.000Z", ("folded", "cut"))
 

@@ -9,14 +9,17 @@ from matrix import every_fault
 
 from stokehold.core.config import Config, describe, parse_config
 from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError
-from stokehold.store import backups, deletions, files, offsite, restores, trash, versions
+from stokehold.store import files
+from stokehold.store.backup import backups, offsite
 from stokehold.store.blobs import LINK_BYTES, BlobStore
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.disk import FaultyDisk
 from stokehold.store.files import MANIFEST
 from stokehold.store.home import Home
-from stokehold.store.verification import verify_all
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import deletions, restores, versions
+from stokehold.store.models.checkpoints import publish_checkpoint
+from stokehold.store.models.verification import verify_all
 from tiny_world import safetensors
 
 WEIGHTS = "model.safetensors"

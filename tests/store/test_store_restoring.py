@@ -11,21 +11,24 @@ from tempfile import mkdtemp
 import pytest
 import sqlalchemy as sa
 from matrix import every_fault
-from test_store_backups import fill, step, tensors
+from test_store_backups import fill, tensors
 
+from journal_step import journal_step
 from stokehold.core.config import Config, describe, parse_config
 from stokehold.core.errors import StokeholdError, UsageError
 from stokehold.core.records import JobState
-from stokehold.store import checkpoints, control, job_rows, journal, offsite, versions
-from stokehold.store.backups import snapshot
-from stokehold.store.database import Database, connect
+from stokehold.store.backup import offsite
+from stokehold.store.backup.backups import snapshot
+from stokehold.store.backup.locations import open_location
+from stokehold.store.backup.restoring import restore
+from stokehold.store.db import control, job_rows, journal
+from stokehold.store.db.database import Database, connect
+from stokehold.store.db.jobs import JobsClient
+from stokehold.store.db.migrations import MIGRATIONS
+from stokehold.store.db.postgresql import run_client
 from stokehold.store.files import verify
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
-from stokehold.store.locations import open_location
-from stokehold.store.migrations import MIGRATIONS
-from stokehold.store.postgresql import run_client
-from stokehold.store.restoring import restore
+from stokehold.store.models import checkpoints, versions
 
 
 def test_all_of_it_comes_back_on_an_empty_machine(home: Home, db: Database, tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_postgresql_is_dumped_and_restored_into_another_database(tmp_path: Path,
     (home.inbox / "a.jsonl").write_text("{}\n")
     with JobsClient(home) as client:
         job = client.submit_file(home.inbox / "a.jsonl")
-        journal.append(client.db, step(1))
+        journal.append(client.db, journal_step(1))
         taken, _ = offsite.run(home, client.db, "x", str(tmp_path / "away"))
     assert taken.database == "postgresql"
     away = open_location(str(tmp_path / "away"))
@@ -186,7 +189,7 @@ def test_a_home_on_postgresql_is_copied_before_it_is_migrated(tmp_path: Path, se
     home.write_config(describe(parse_config({"store": {"database_url": f"{server}/one"}})))
     kept = home.backups / f"before-schema-{len(MIGRATIONS)}.pgdump"
     db = connect(home)
-    journal.append(db, step(1))
+    journal.append(db, journal_step(1))
     assert not kept.exists(), "there was nothing older"
     with db.write() as connection:  # as the program before the last migration left it
         connection.execute(sa.text("DROP TABLE journal_lost"))

@@ -25,14 +25,16 @@ from stokehold.core.errors import (
     UsageError,
 )
 from stokehold.core.records import Version
-from stokehold.store import compaction, offers, sync, trash, versions
-from stokehold.store.bases import KIND as BASE
 from stokehold.store.blobs import BlobStore
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import hash_file, publish, read_manifest, verify
 from stokehold.store.home import Home
-from stokehold.store.remote import BATCH_BYTES, LinkError, Patience, checked_url
+from stokehold.store.housekeeping import compaction, trash
+from stokehold.store.models import versions
+from stokehold.store.models.bases import KIND as BASE
+from stokehold.store.models.checkpoints import publish_checkpoint
+from stokehold.store.transfer import offers, sync
+from stokehold.store.transfer.remote import BATCH_BYTES, LinkError, Patience, checked_url
 from store.matrix import every_fault
 from tiny_world import safetensors
 
@@ -48,9 +50,9 @@ WEIGHTS = "model.safetensors"
 PULL = """
 import sys
 from pathlib import Path
-from stokehold.store import sync
+from stokehold.store.transfer import sync
 from stokehold.store.home import Home
-from stokehold.store.remote import Patience
+from stokehold.store.transfer.remote import Patience
 patience = Patience(tries=1000, longest_pause_s=0.2)
 sync.pull(Home.open(Path(sys.argv[1])), sys.argv[2], sys.argv[3], patience=patience)
 """

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from stokehold.core.config import RetentionConfig
 from stokehold.core.records import Evaluation, Step
-from stokehold.store import aging, evaluations, events, jobs, journal, tables, thinning
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database
+from stokehold.store.db import events, jobs, journal, tables
+from stokehold.store.db.database import Database
 from stokehold.store.files import verify
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import aging, thinning
+from stokehold.store.judged import evaluations
+from stokehold.store.models.checkpoints import publish_checkpoint
 from stokehold.web.curve import read_curve
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -11,11 +11,12 @@ from matrix import every_fault
 
 from stokehold.core.config import Config
 from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
-from stokehold.store import events, files, jobs, tables
-from stokehold.store.database import connect
+from stokehold.store import files
+from stokehold.store.db import events, jobs, tables
+from stokehold.store.db.database import connect
+from stokehold.store.db.migrations import MIGRATIONS
 from stokehold.store.disk import Fault, FaultyDisk
 from stokehold.store.home import Home
-from stokehold.store.migrations import MIGRATIONS
 
 SCHEMA_1 = Path(__file__).with_name("schema_1.sql")
 """The tables as the first program made them; what it wrote must open for ever."""

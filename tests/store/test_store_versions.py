@@ -9,12 +9,12 @@ import pytest
 from stokehold.core.config import describe, parse_config
 from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Checkpoint
-from stokehold.store import references, versions
 from stokehold.store.blobs import LINK_BYTES, BlobStore, share
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import hash_file, read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.models import references, versions
+from stokehold.store.models.checkpoints import publish_checkpoint
 from tiny_world import safetensors
 
 WEIGHTS = "model.safetensors"

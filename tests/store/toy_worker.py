@@ -15,8 +15,8 @@ from typing import Any
 
 from stokehold.core.errors import BusyError
 from stokehold.core.records import JobState
-from stokehold.store import job_rows, jobs
-from stokehold.store.database import Database, connect
+from stokehold.store.db import job_rows, jobs
+from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
 
 POLL_S = 0.02

@@ -8,10 +8,10 @@ import pytest
 from journal_step import journal_step
 from stokehold.core.config import Config
 from stokehold.core.records import Step
-from stokehold.store import jobs
-from stokehold.store.database import Database
+from stokehold.store.db import jobs
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 
 
 @pytest.fixture

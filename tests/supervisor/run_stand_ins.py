@@ -6,7 +6,7 @@ Its longest back-off is short, so that a crash loop is over soon; the real one i
 import sys
 from pathlib import Path
 
-from stokehold.store import jobs
+from stokehold.store.db import jobs
 from stokehold.store.home import Home
 from stokehold.supervisor import restarts
 from stokehold.supervisor.main import Supervisor

@@ -8,8 +8,8 @@ import pytest
 
 from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
-from stokehold.store.drills import Drill
-from stokehold.store.offsite import Standing
+from stokehold.store.backup.drills import Drill
+from stokehold.store.backup.offsite import Standing
 from stokehold.supervisor import alerts
 from stokehold.supervisor.facts import Facts, Machine
 from stokehold.supervisor.status import from_facts

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from stokehold.store import events
+from stokehold.store.db import events
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.main import Supervisor
 from stokehold.telemetry import clock
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from stokehold.core.config import Config
 from stokehold.core.records import JobState, Priority
-from stokehold.store import job_rows, jobs
+from stokehold.store.db import job_rows, jobs
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.inbox import (
     EMPTY_S,
     FOLLOW_S,

@@ -15,10 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from stokehold.core.config import Config, parse_config
-from stokehold.store import events, job_rows
-from stokehold.store.database import Database
+from stokehold.store.db import events, job_rows
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 from stokehold.supervisor.processes import (
     SPARE_AFTER_S,
     SPARE_AGAIN_S,

@@ -16,10 +16,12 @@ import sqlalchemy as sa
 
 from stokehold.core.config import Config
 from stokehold.core.records import Dataset, Evaluation, Job, JobState, Priority, Step, SuiteResult, SuiteState
-from stokehold.store import control, datasets, evaluations, job_rows, journal
-from stokehold.store.database import Database
+from stokehold.store import datasets
+from stokehold.store.db import control, job_rows, journal
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
+from stokehold.store.judged import evaluations
 from stokehold.supervisor.facts import Facts
 from stokehold.supervisor.patterns import heatmap, length_bin
 from stokehold.supervisor.status import from_facts, payload, write_status

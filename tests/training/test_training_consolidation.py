@@ -13,12 +13,15 @@ from transformers import PreTrainedModel
 
 from adapter_home import TABLES, newest, publish, trained
 from stokehold.inference.registry import load
-from stokehold.store import backups, bases, checkpoints, failpoints, trash, versions
-from stokehold.store.adapters import base_of
-from stokehold.store.database import connect
+from stokehold.store import failpoints
+from stokehold.store.backup import backups
+from stokehold.store.db.database import connect
 from stokehold.store.files import read_manifest, verify
 from stokehold.store.home import Home
-from stokehold.store.weights import GOLDEN
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import bases, checkpoints, versions
+from stokehold.store.models.adapters import base_of
+from stokehold.store.models.weights import GOLDEN
 from stokehold.training import consolidation
 from stokehold.training.adapters import Adapters
 from stokehold.training.consolidation import MergeError, consolidate

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 from model_families import CAUSAL, family_model
 from stokehold.core.errors import IntegrityError
 from stokehold.inference.registry import load
-from stokehold.store import checkpoints, versions
-from stokehold.store.checkpoints import publish_checkpoint, weights_hash
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
-from stokehold.store.weights import GOLDEN
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.models.checkpoints import publish_checkpoint, weights_hash
+from stokehold.store.models.weights import GOLDEN
 from stokehold.training.golden import Golden, agreement, golden
 from stokehold.training.state import Lineage, open_lineage, take_snapshot, write_snapshot
 

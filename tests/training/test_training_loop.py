@@ -13,8 +13,8 @@ from stokehold.core.errors import DivergenceError, InputError, IntegrityError
 from stokehold.core.records import Checkpoint, JobState, Step
 from stokehold.data.formats import Parsed, parse_line, to_row
 from stokehold.data.lines import Line, read_lines
-from stokehold.store import checkpoints
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from stokehold.training.loop import Hooks, Outcome, Work, run_job
 from stokehold.training.state import Lineage, Progress, open_lineage
 from tiny_world import facts, write_jsonl

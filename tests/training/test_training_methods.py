@@ -17,12 +17,13 @@ from stokehold.data.formats import Parsed, parse_line, to_row
 from stokehold.data.lines import Line, read_lines
 from stokehold.inference.engine import Engine
 from stokehold.inference.registry import hash_of, load
-from stokehold.store import bases, checkpoints, trash, versions
-from stokehold.store.adapters import base_of
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import bases, checkpoints, versions
+from stokehold.store.models.adapters import base_of
+from stokehold.store.models.checkpoints import publish_checkpoint
 from stokehold.training.consolidation import consolidate
 from stokehold.training.model import open_model
 from stokehold.training.state import Lineage, Progress, open_lineage, take_snapshot, write_snapshot

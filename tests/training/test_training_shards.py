@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from model_families import CAUSAL, family_model
 from stokehold.core.errors import ConfigError
 from stokehold.data.tokenizer import train_tokenizer
-from stokehold.store import checkpoints, versions
-from stokehold.store.bases import import_base
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import hash_file, read_manifest, verify
 from stokehold.store.home import Home
-from stokehold.store.weights import INDEX, weight_files
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.models.bases import import_base
+from stokehold.store.models.weights import INDEX, weight_files
 from stokehold.training.model import create_tiny
 from stokehold.training.shards import cut, write_weights
 from stokehold.training.state import Lineage, Snapshot, open_lineage, take_snapshot

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stokehold.core.config import LOCKED_KEYS, Config
 from stokehold.core.errors import ConfigError, IntegrityError
-from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.home import Home
+from stokehold.store.models.checkpoints import publish_checkpoint
 from stokehold.training.cuda import check_device, wants_determinism
 from stokehold.training.state import Lineage, check_locked, open_lineage, take_snapshot, write_snapshot
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from stokehold.core.errors import DiskFullError, StokeholdError
 from stokehold.core.records import Checkpoint
-from stokehold.store import checkpoints, failpoints
+from stokehold.store import failpoints
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from stokehold.training import writer as writing
 from stokehold.training.state import Lineage, Snapshot, open_lineage
 from stokehold.training.writer import CheckpointWriter

@@ -18,10 +18,11 @@ from starlette.testclient import TestClient
 from browsing import chromium
 from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
-from stokehold.store import evaluations, jobs
-from stokehold.store.database import Database
+from stokehold.store.db import jobs
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
+from stokehold.store.judged import evaluations
 from stokehold.web.app import create_app
 
 PATIENCE_S = 60.0

@@ -10,10 +10,12 @@ from starlette.testclient import TestClient
 
 from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, JobState, Priority, Step, Verdict
-from stokehold.store import checkpoints, control, evaluations, events, job_rows, journal, versions
-from stokehold.store.database import Database, connect
+from stokehold.store.db import control, events, job_rows, journal
+from stokehold.store.db.database import Database, connect
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, versions
 from stokehold.supervisor.status import payload
 from stokehold.web.assets import PLOTLY, find
 from stokehold.web.curve import read_curve

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from stokehold.store import trash, versions
-from stokehold.store.checkpoints import publish_checkpoint
-from stokehold.store.database import Database
+from stokehold.store.db.database import Database
 from stokehold.store.files import hash_file, read_manifest
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import versions
+from stokehold.store.models.checkpoints import publish_checkpoint
 from tiny_world import safetensors
 
 CONTENT = safetensors(os.urandom(3_000_000))

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from pipeline.bench import Bench
 from stokehold.core.records import Evaluation
 from stokehold.pipeline.judge import evaluate_ref
-from stokehold.store.database import Database
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
 from stokehold.web.app import create_app
 from tiny_world import facts, held_out_facts, write_jsonl

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from stokehold.core.config import Config
 from stokehold.core.errors import UsageError
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from stokehold.web.app import cookie_name, routes
 from stokehold.web.guard import POLICY, Guard

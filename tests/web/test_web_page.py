@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from stokehold.core.records import Evaluation, Step
-from stokehold.store import control, events, journal
-from stokehold.store.database import Database
-from stokehold.store.jobs import JobsClient
+from stokehold.store.db import control, events, journal
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
 
 pytestmark = pytest.mark.browser
 PATIENCE_MS = 30_000

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from stokehold.core.config import describe, parse_config
-from stokehold.store import events
-from stokehold.store.database import Database
+from stokehold.store.db import events
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
 
 Serve = Callable[..., Any]

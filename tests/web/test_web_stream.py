@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from stokehold.core.records import Step
-from stokehold.store import control, events, journal
-from stokehold.store.database import Database
+from stokehold.store.db import control, events, journal
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
 from stokehold.web import stream
 from stokehold.web.readings import FRESH_S, Readings

@@ -10,12 +10,12 @@ from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, errors, table, when
 from stokehold.cli.transfer import transferring
 from stokehold.core.errors import UsageError
-from stokehold.store import backups, offsite, restoring
-from stokehold.store.database import connect
+from stokehold.store.backup import backups, offsite, restoring
+from stokehold.store.backup.locations import open_location
+from stokehold.store.db.database import connect
+from stokehold.store.db.rebuild import Rebuilt
 from stokehold.store.files import Bad
 from stokehold.store.home import Home
-from stokehold.store.locations import open_location
-from stokehold.store.rebuild import Rebuilt
 
 group = typer.Typer(help="Copies of a whole home, and homes made from them.", no_args_is_help=True)
 AtOption = Annotated[

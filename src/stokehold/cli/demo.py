@@ -25,10 +25,12 @@ from stokehold.cli.output import console, emit, errors, share, table
 from stokehold.cli.places import dashboard, start_detached, stop
 from stokehold.core.config import Config, parse_config
 from stokehold.core.errors import StokeholdError
-from stokehold.store import journal, suites, versions
-from stokehold.store.database import connect
+from stokehold.store.db import journal
+from stokehold.store.db.database import connect
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
+from stokehold.store.judged import suites
+from stokehold.store.models import versions
 from stokehold.supervisor.processes import worker_environment
 from stokehold.tasks.registry import draw, row
 

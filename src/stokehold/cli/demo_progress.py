@@ -8,8 +8,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from stokehold.cli.output import errors, share
 from stokehold.core.errors import StokeholdError
 from stokehold.core.records import Job, JobState
-from stokehold.store import control, evaluations, jobs, journal, versions
+from stokehold.store.db import control, jobs, journal
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
+from stokehold.store.models import versions
 
 POLL_S = 1.0
 LINE_S = 15.0

@@ -6,10 +6,10 @@ import typer
 
 from stokehold.cli.options import HERE, HomeOption, JsonOption, RefArgument
 from stokehold.cli.output import console, emit, share, table
-from stokehold.store import diffs
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.references import resolve
+from stokehold.store.models import diffs
+from stokehold.store.models.references import resolve
 
 SHOWN_VALUE_CHARS = 40
 SHOWN_TENSORS = 8

@@ -24,10 +24,11 @@ from stokehold.evaluation.evolution import (
     trend,
 )
 from stokehold.evaluation.verdict import ItemReading
-from stokehold.store import items, lineage, versions
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
+from stokehold.store.judged import items
+from stokehold.store.models import lineage, versions
 
 COLUMNS = ("file", "steps", "tokens", "joules", "Δ exact, points", "Δ nats/token", "items", "verdict")
 BARS = "▁▂▃▄▅▆▇█"

@@ -9,9 +9,9 @@ import typer
 from stokehold.cli.options import HERE, HomeOption, JsonOption, RefArgument, become, flag
 from stokehold.cli.output import console, emit
 from stokehold.core.errors import UsageError
-from stokehold.store import imports
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models import imports
 
 
 class GgufType(StrEnum):

@@ -7,10 +7,10 @@ import typer
 from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, errors, table
 from stokehold.core.errors import UsageError
-from stokehold.store import retention
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.retention import Packed, Report
+from stokehold.store.housekeeping import retention
+from stokehold.store.housekeeping.retention import Packed, Report
 
 UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 

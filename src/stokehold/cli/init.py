@@ -16,9 +16,9 @@ from stokehold.cli.transfer import transferring
 from stokehold.core.config import Config, describe, parse_config
 from stokehold.core.errors import InputError, StokeholdError, UsageError
 from stokehold.core.memory import Memory, estimate
-from stokehold.store import bases, hub
 from stokehold.store.home import Home
-from stokehold.store.weights import read_shape
+from stokehold.store.models import bases, hub
+from stokehold.store.models.weights import read_shape
 from stokehold.supervisor.devices import Room, cards, room
 
 TINY = "tiny"

@@ -13,10 +13,12 @@ from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, table
 from stokehold.core.errors import NotFoundError, StokeholdError
 from stokehold.core.records import Dataset, JobState
-from stokehold.store import checkpoints, datasets, job_rows, journal, skips
-from stokehold.store.database import Database, connect
+from stokehold.store import datasets
+from stokehold.store.db import job_rows, journal, skips
+from stokehold.store.db.database import Database, connect
+from stokehold.store.db.rebuild import rebuild as remake
 from stokehold.store.home import Home
-from stokehold.store.rebuild import rebuild as remake
+from stokehold.store.models import checkpoints
 
 TAIL_BYTES = 1024**2
 

@@ -10,9 +10,9 @@ from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
 from stokehold.cli.output import console, emit, errors
 from stokehold.cli.transfer import transferring
 from stokehold.core.errors import UsageError
-from stokehold.store import sync
 from stokehold.store.home import CONFIG_NAME, Home
-from stokehold.store.remote import Remote
+from stokehold.store.transfer import sync
+from stokehold.store.transfer.remote import Remote
 from stokehold.supervisor import node
 
 group = typer.Typer(help="This machine follows another one's champion, or judges for it.", no_args_is_help=True)

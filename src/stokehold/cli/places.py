@@ -17,7 +17,7 @@ from stokehold.cli.options import HERE, HomeOption, JsonOption, become
 from stokehold.cli.output import console, emit
 from stokehold.cli.status import status_lines
 from stokehold.core.errors import BusyError, StokeholdError, UsageError
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from stokehold.supervisor import service
 from stokehold.supervisor.facts import read_children

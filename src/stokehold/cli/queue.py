@@ -13,8 +13,8 @@ from stokehold.core.records import Job, JobState, Priority, Rejection, TokenRepo
 from stokehold.data.formats import parse_line
 from stokehold.data.lines import read_lines
 from stokehold.data.profile import profile_of
-from stokehold.store import control, events, job_rows, jobs
-from stokehold.store.database import connect
+from stokehold.store.db import control, events, job_rows, jobs
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
 

@@ -11,10 +11,10 @@ from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.evaluation.evolution import readings_of
 from stokehold.evaluation.paired import ItemReading
 from stokehold.evaluation.ranking import Gap, Place, rank
-from stokehold.store.database import connect
-from stokehold.store.entrants import entrants
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.items import read_items
+from stokehold.store.judged.items import read_items
+from stokehold.store.models.entrants import entrants
 
 COLUMNS = ("rank", "95 %", "version", "exact", "95 %", "nats/token", "against the next")
 

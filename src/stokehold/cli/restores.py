@@ -9,10 +9,10 @@ import typer
 from stokehold.cli.options import HERE, HomeOption, JsonOption
 from stokehold.cli.output import console, emit, size
 from stokehold.core.errors import UsageError
-from stokehold.store import going_back, restores
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.references import resolve
+from stokehold.store.models import going_back, restores
+from stokehold.store.models.references import resolve
 
 
 def add_to(group: typer.Typer) -> None:

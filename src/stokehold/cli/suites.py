@@ -13,9 +13,9 @@ from stokehold.evaluation.canaries import examine
 from stokehold.evaluation.judging import JUDGE
 from stokehold.evaluation.scorers import scorer_name
 from stokehold.evaluation.suite_files import read_suite
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.suites import builtin_of, frozen_builtins, hash_of, history, read_suite_file, suite_names
+from stokehold.store.judged.suites import builtin_of, frozen_builtins, hash_of, history, read_suite_file, suite_names
 
 HASH_CHARS = 12
 """Of a hash, as a table shows it."""

@@ -15,11 +15,13 @@ from stokehold.core.config import config_json
 from stokehold.core.errors import NotFoundError
 from stokehold.core.identity import content_hash
 from stokehold.core.records import Version
-from stokehold.store import checkpoints, deletions, evaluations, events, overview, verification, versions
-from stokehold.store.database import Database, connect
+from stokehold.store.db import events
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
-from stokehold.store.references import resolve
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, deletions, overview, verification, versions
+from stokehold.store.models.references import resolve
 
 group = typer.Typer(help="Weights that may be served.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(help="v0007, or v7.")]

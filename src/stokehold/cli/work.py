@@ -54,6 +54,10 @@ def compare(
         bool, typer.Option("--until-decided", help="Draw fresh problems until the evidence is enough.")
     ] = False,
     max_items: Annotated[int | None, typer.Option(help="Problems drawn at most; default: 2000.", min=1)] = None,
+    noise: Annotated[
+        int | None,
+        typer.Option(help="Read A so often first, batched otherwise; what that moves is no difference.", min=2),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page that needs no network.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a table for a paper.")] = None,
     home_path: HomeOption = HERE,
@@ -63,8 +67,10 @@ def compare(
     written = [*flag("--html", html and html.absolute()), *flag("--markdown", markdown and markdown.absolute())]
     if until_decided and written:
         raise UsageError("drawn problems have no report", "--until-decided", "leave out --html and --markdown")
+    if until_decided and noise:
+        raise UsageError("drawn problems have no noise floor", "--until-decided", "leave out --noise")
     drawn = [*flag("--until-decided", until_decided), *flag("--max-items", max_items)]
-    options = [*drawn, *written, *flag("--json", as_json)]
+    options = [*drawn, *flag("--noise", noise), *written, *flag("--json", as_json)]
     become(Home.open(home_path), "stokehold.pipeline.judge", ["compare", a, b, *options])
 
 

@@ -17,12 +17,12 @@ from stokehold.core.errors import ConfigError, InputError, IntegrityError, NotFo
 from stokehold.data.profile import EmojiThink, profile_of
 from stokehold.data.tokenizer import load_tokenizer
 from stokehold.inference.engine import Engine
-from stokehold.store.adapters import QUANTISATION, base_of
-from stokehold.store.checkpoints import WEIGHTS, weights_hash
-from stokehold.store.database import Database
+from stokehold.store.db.database import Database
 from stokehold.store.files import MANIFEST, hash_file, read_manifest
 from stokehold.store.home import Home
-from stokehold.store.references import resolve
+from stokehold.store.models.adapters import QUANTISATION, base_of
+from stokehold.store.models.checkpoints import WEIGHTS, weights_hash
+from stokehold.store.models.references import resolve
 
 CHAMPION = "champion"
 """The alias that a server follows when no reference was given."""

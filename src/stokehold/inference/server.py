@@ -39,7 +39,7 @@ from stokehold.inference.worker import (
     Worker,
 )
 from stokehold.store import parent
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
 LOG = "server.log"

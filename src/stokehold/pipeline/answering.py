@@ -25,11 +25,12 @@ from stokehold.inference.registry import load
 from stokehold.pipeline.evaluate import ENGINE_VERSION
 from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.worker import use_threads
-from stokehold.store import checkpoints, evaluation_requests, offers, sync, versions
 from stokehold.store.blobs import BlobStore
-from stokehold.store.evaluation_requests import Header, Key, Request, SuiteFile
 from stokehold.store.home import Home
-from stokehold.store.remote import LinkError, Remote, Repeated
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.transfer import evaluation_requests, offers, sync
+from stokehold.store.transfer.evaluation_requests import Header, Key, Request, SuiteFile
+from stokehold.store.transfer.remote import LinkError, Remote, Repeated
 
 SHELF = "judging"
 """Folder of the node's home with the weights that are being judged."""

@@ -18,9 +18,9 @@ from stokehold.data.tokenizer import load_tokenizer
 from stokehold.inference.registry import hash_of
 from stokehold.pipeline.evaluate import ENGINE_VERSION, SEED
 from stokehold.pipeline.suites import Suite, keep_suites
-from stokehold.store import evaluation_requests
-from stokehold.store.evaluation_requests import Answers, Limits, Request, SuiteFile
 from stokehold.store.home import Home
+from stokehold.store.transfer import evaluation_requests
+from stokehold.store.transfer.evaluation_requests import Answers, Limits, Request, SuiteFile
 
 POLL_S = 0.2
 

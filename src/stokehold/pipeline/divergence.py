@@ -6,8 +6,8 @@ What such a run comes to is for the evaluation to judge; a worse model is not pr
 """
 
 from stokehold.core.errors import DivergenceError
-from stokehold.store import events, skips
-from stokehold.store.database import Database
+from stokehold.store.db import events, skips
+from stokehold.store.db.database import Database
 from stokehold.training.guards import BadBatch, level_key
 
 IN_A_ROW = 3

@@ -22,14 +22,16 @@ from stokehold.data.profile import profile_of
 from stokehold.inference.registry import load
 from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.worker import use_threads
-from stokehold.store import compaction, drills, versions
-from stokehold.store.adapters import QUANTISATION
+from stokehold.store.backup import drills
+from stokehold.store.backup.drills import Drill
 from stokehold.store.blobs import BlobStore, share
-from stokehold.store.database import Database, connect
-from stokehold.store.drills import Drill
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import MANIFEST, read_manifest, staging, utc_now
 from stokehold.store.home import Home
-from stokehold.store.weights import GOLDEN
+from stokehold.store.housekeeping import compaction
+from stokehold.store.models import versions
+from stokehold.store.models.adapters import QUANTISATION
+from stokehold.store.models.weights import GOLDEN
 from stokehold.training.golden import Agreement, Golden, agreement, golden
 
 

@@ -15,11 +15,12 @@ from stokehold.pipeline.judge_model import has_failed, judge_conditions, opinion
 from stokehold.pipeline.judged import Judged
 from stokehold.pipeline.readings import readings
 from stokehold.pipeline.suites import Suite, keep_suites
-from stokehold.store import evaluations, journal
-from stokehold.store.database import Database
+from stokehold.store.db import journal
+from stokehold.store.db.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, utc_now
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
 from stokehold.training.loop import spent
 
 ENGINE_VERSION = "draft-1"
@@ -124,7 +125,7 @@ def evaluate_weights(
         if suite.fault is not None:
             judged.results[suite.name] = suite.broken
             continue
-        completions = _completions(engine, suite.samples, config, between)
+        completions = completions_of(engine, suite.samples, config, between)
         draws = _draws(engine, suite.samples, config, between)
         judged.add(suite, completions, opinions_about(config.judge, suite.samples, completions, between), draws)
     reach("evaluation.judged")
@@ -155,9 +156,10 @@ def keep(home: Home, db: Database, evaluation: Evaluation, suites: Sequence[Suit
     return evaluations.save(home, db, evaluation, lambda folder: judged.write(folder, found))
 
 
-def _completions(
+def completions_of(
     engine: Answering, samples: Sequence[Sample], config: Config, between: Callable[[], None]
 ) -> list[Completion]:
+    """The greedy answers in the order of the samples."""
     found: dict[int, Completion] = {}
     settings = config.evaluation
     limits = (settings.max_new_tokens, settings.batch_size, settings.gold_multiple)

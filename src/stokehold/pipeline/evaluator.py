@@ -28,10 +28,11 @@ from stokehold.pipeline.rivals import judge_rivals, opened_on
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import Leave, go, use_threads
 from stokehold.pipeline.workflows import Stage, declare, see_judged
-from stokehold.store import checkpoints, jobs
-from stokehold.store.database import Database
+from stokehold.store.db import jobs
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
+from stokehold.store.models import checkpoints
 from stokehold.store.parent import listen
 
 NODE = "node"

@@ -17,12 +17,13 @@ from stokehold.core.errors import ConfigError, IntegrityError, NotFoundError, Us
 from stokehold.pipeline.foreground import Meter, told
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import use_threads
-from stokehold.store import cards, compaction, exports, versions
-from stokehold.store.adapters import base_of
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import MANIFEST, hash_file
 from stokehold.store.home import Home
-from stokehold.store.references import resolve
+from stokehold.store.housekeeping import compaction
+from stokehold.store.models import cards, exports, versions
+from stokehold.store.models.adapters import base_of
+from stokehold.store.models.references import resolve
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 PROBES = 200

@@ -28,10 +28,11 @@ from stokehold.pipeline.ingest import DATASET_ID_CHARS, ingest_file
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.worker import Leave, use_threads
 from stokehold.pipeline.workflows import TRACE_CHARS
-from stokehold.store import checkpoints, control, events, job_rows, journal, references
-from stokehold.store.database import Database, connect
+from stokehold.store.db import control, events, job_rows, journal
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints, references
 from stokehold.training.loop import Hooks
 from stokehold.training.state import Progress as Trained
 

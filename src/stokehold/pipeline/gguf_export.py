@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from stokehold.core.errors import InputError, IntegrityError
 from stokehold.pipeline.gguf_tokenizer import Vocabulary, read_vocabulary
-from stokehold.store.weights import TIED_HEADS, tensor_shapes, weight_files
+from stokehold.store.models.weights import TIED_HEADS, tensor_shapes, weight_files
 
 TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),

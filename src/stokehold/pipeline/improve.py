@@ -20,13 +20,13 @@ from stokehold.improvement.mining import Judged
 from stokehold.pipeline.readings import past_of, stored_rows
 from stokehold.pipeline.sampling import SAMPLE_ROWS
 from stokehold.pipeline.suites import judged_suites, open_suites
-from stokehold.store import evaluations
-from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, list_datasets
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient
+from stokehold.store.db.journal import latest_samples
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
-from stokehold.store.journal import latest_samples
+from stokehold.store.judged import evaluations
 from stokehold.tasks.registry import identity_of, row
 
 PREFIX = "generated-"

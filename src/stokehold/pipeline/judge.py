@@ -1,7 +1,7 @@
 """`stoke evaluate` and `stoke compare`: judge weights of a home outside the trainer.
 
 `python -m stokehold.pipeline.judge --home H evaluate REF [--suite NAME …] [--json]`
-`python -m stokehold.pipeline.judge --home H compare A B [--html FILE] [--markdown FILE] [--json]`
+`python -m stokehold.pipeline.judge --home H compare A B [--noise RUNS] [--html FILE] [--markdown FILE] [--json]`
 `python -m stokehold.pipeline.judge --home H compare A B --until-decided [--max-items N] [--json]`
 """
 
@@ -9,7 +9,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,21 @@ from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Comparison, Evaluation, SuiteResult, Verdict
 from stokehold.data.profile import profile_of
+from stokehold.evaluation.noise import NoiseFloor
 from stokehold.evaluation.sequential import SequentialComparison
 from stokehold.inference.registry import load
 from stokehold.pipeline.deciding import decide_by_drawing, decision_answer
 from stokehold.pipeline.evaluate import evaluate_weights
 from stokehold.pipeline.foreground import Meter, told
+from stokehold.pipeline.noise import measured_floor
 from stokehold.pipeline.promote import compare_evaluations
 from stokehold.pipeline.reporting import report_on, write_report
-from stokehold.pipeline.suites import open_suite, open_suites
+from stokehold.pipeline.suites import Suite, open_suite, open_suites
 from stokehold.pipeline.worker import use_threads
-from stokehold.store import references
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
+from stokehold.store.models import references
 
 MAX_ITEMS = 2000
 """Problems that are drawn at most before a comparison is left undecided."""
@@ -50,16 +52,42 @@ def evaluate_ref(
         raise NotFoundError("this home has no suite", str(home.suites), "put a JSONL file there, or train a file first")
     served = load(folder, config.model.dtype, config.devices.trainer, profile_of(config.data))
     step = read_manifest(folder).get("step") if (folder / MANIFEST).is_file() else None
-    batches = sum(math.ceil(len(suite.samples) / config.evaluation.batch_size) for suite in suites)
+    between = _counted(meter, ref, config, suites)
+    return evaluate_weights(home, db, config, served.engine, ref, served.weights_hash, step, suites, between)
+
+
+def compare_refs(
+    home: Home, db: Database, config: Config, arguments: argparse.Namespace, meter: Meter
+) -> tuple[dict[str, Any], list[str]]:
+    """B against A on the suites of the home: what scripts rely on, and the lines for people. Reports are written."""
+    refs = (arguments.a, arguments.b)
+    folders = [references.resolve(home, db, ref) for ref in refs]  # before an hour is spent on the first
+    a, b = (evaluate_ref(home, db, config, ref, meter=meter) for ref in refs)
+    suites = open_suites(home, config.evaluation.suites)
+    told = f"noise of {refs[0]}"
+    shown = _counted(meter, told, config, suites, sum(2**run for run in range(arguments.noise or 0)))
+    floor = measured_floor(config, folders[0], suites, arguments.noise, shown) if arguments.noise else None
+    comparison = compare_evaluations(home, config, a, b, floor=floor)
+    if arguments.html or arguments.markdown:
+        write_report(report_on(home, refs, a, b, comparison), arguments.html, arguments.markdown)
+    lines = [*_deltas(comparison), *([_floor(floor)] if floor else [])]
+    lines += [f"written to {path}" for path in (arguments.html, arguments.markdown) if path]
+    return asdict(comparison) | {"noise": asdict(floor) if floor else None}, lines
+
+
+def _counted(
+    meter: Meter | None, title: str, config: Config, suites: Sequence[Suite], times: int = 1
+) -> Callable[[], None]:
+    """To be called after every batch of items: shows how far their evaluation is."""
+    batches = times * sum(math.ceil(len(suite.samples) / config.evaluation.batch_size) for suite in suites)
     done = itertools.count(1)
 
     def between() -> None:
         if meter:
-            meter.show(
-                ref, min(1.0, next(done) / batches), f"evaluating on {', '.join(suite.name for suite in suites)}"
-            )
+            names = ", ".join(suite.name for suite in suites)
+            meter.show(title, min(1.0, next(done) / batches), f"evaluating on {names}")
 
-    return evaluate_weights(home, db, config, served.engine, ref, served.weights_hash, step, suites, between)
+    return between
 
 
 def decide_refs(
@@ -105,6 +133,7 @@ def main(given: Sequence[str] | None = None) -> None:
     two.add_argument("b")
     two.add_argument("--until-decided", action="store_true")
     two.add_argument("--max-items", type=int, default=MAX_ITEMS)
+    two.add_argument("--noise", type=int)
     two.add_argument("--html", type=Path)
     two.add_argument("--markdown", type=Path)
     two.add_argument("--json", action="store_true")
@@ -121,15 +150,7 @@ def main(given: Sequence[str] | None = None) -> None:
             state = decide_refs(home, db, config, (arguments.a, arguments.b), arguments.max_items, meter)
             answer, lines = decision_answer(state, (arguments.a, arguments.b)), _decision(state)
         else:
-            for ref in (arguments.a, arguments.b):
-                references.resolve(home, db, ref)  # before an hour is spent on the first
-            a, b = (evaluate_ref(home, db, config, ref, meter=meter) for ref in (arguments.a, arguments.b))
-            comparison = compare_evaluations(home, config, a, b)
-            if arguments.html or arguments.markdown:
-                report = report_on(home, (arguments.a, arguments.b), a, b, comparison)
-                write_report(report, arguments.html, arguments.markdown)
-            answer, lines = asdict(comparison), _deltas(comparison)
-            lines += [f"written to {path}" for path in (arguments.html, arguments.markdown) if path]
+            answer, lines = compare_refs(home, db, config, arguments, meter)
     sys.stdout.write(orjson.dumps(answer).decode() + "\n" if arguments.json else "\n".join(lines) + "\n")
 
 
@@ -155,6 +176,12 @@ def _reading(result: SuiteResult) -> str:
     nll = "-" if result.nll_per_token is None else f"{result.nll_per_token:.4f}"
     share = f"exact {100 * result.exact:5.1f} %  [{100 * low:5.1f}, {100 * high:5.1f}]"
     return f"{share}  nll/token {nll:>8}  n {result.n}  {result.state.value}"
+
+
+def _floor(floor: NoiseFloor) -> str:
+    moved = f"{100 * floor.moved:.1f} % of the items"
+    apart = f"exact {100 * floor.exact:.1f} points, nll/token {floor.nll:.1e}"
+    return f"noise      {floor.runs} readings of A lie apart by at most: {apart}, {moved}"
 
 
 def _deltas(comparison: Comparison) -> list[str]:

@@ -14,7 +14,7 @@ from stokehold.evaluation.judging import Opinion, opinions_json
 from stokehold.evaluation.paired import ItemReading, clusters_of
 from stokehold.evaluation.scorers import scorer_name
 from stokehold.pipeline.suites import Suite
-from stokehold.store.items import COMPLETIONS, DRAWS, READINGS, write_items
+from stokehold.store.judged.items import COMPLETIONS, DRAWS, READINGS, write_items
 
 OPINIONS = "opinions.json"
 """What a judge said, word by word, beside the completions."""

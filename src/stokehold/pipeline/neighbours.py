@@ -19,7 +19,7 @@ from stokehold.evaluation.logs.lm_eval import lm_eval_files
 from stokehold.pipeline.foreground import told
 from stokehold.pipeline.readings import find, stored_rows
 from stokehold.pipeline.reporting import samples_of
-from stokehold.store.database import Database, connect
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
 

@@ -17,15 +17,18 @@ from stokehold.core.identity import content_hash
 from stokehold.core.records import Comparison, Evaluation, Verdict, Version
 from stokehold.evaluation.evolution import readings_of
 from stokehold.evaluation.judge import overall_state
+from stokehold.evaluation.noise import NoiseFloor
 from stokehold.evaluation.promotion import Action, Decision, decide
 from stokehold.evaluation.stream import counted, level
 from stokehold.evaluation.verdict import ALPHA, ItemReading, compare
-from stokehold.store import checkpoints, evaluations, events, going_back, journal, versions
-from stokehold.store.database import Database
+from stokehold.store.db import events, journal
+from stokehold.store.db.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
-from stokehold.store.items import read_items
+from stokehold.store.judged import evaluations
+from stokehold.store.judged.items import read_items
+from stokehold.store.models import checkpoints, going_back, versions
 
 BEST = "best"
 """Alias of the version that no later one was BETTER than."""
@@ -142,11 +145,14 @@ def checkpoint_of(home: Home, evaluation: Evaluation) -> Path | None:
     return folder if checkpoints.load_checkpoint(folder).weights_hash == evaluation.weights_hash else None
 
 
-def compare_evaluations(home: Home, config: Config, a: Evaluation, b: Evaluation, alpha: float = ALPHA) -> Comparison:
+def compare_evaluations(
+    home: Home, config: Config, a: Evaluation, b: Evaluation, alpha: float = ALPHA, floor: NoiseFloor | None = None
+) -> Comparison:
     """B against A on the items both were judged on; BROKEN when they were not judged alike."""
     if a.how != b.how:
         return Comparison(Verdict.BROKEN, 0, reason=f"not judged alike: {', '.join(different_conditions(a, b))}")
-    return compare(item_readings(home, a), item_readings(home, b), config.evaluation.equivalence_margin, alpha=alpha)
+    margin = config.evaluation.equivalence_margin
+    return compare(item_readings(home, a), item_readings(home, b), margin, alpha=alpha, floor=floor)
 
 
 def item_readings(home: Home, evaluation: Evaluation) -> list[ItemReading]:

@@ -26,12 +26,13 @@ from stokehold.evaluation.readings.regression import Rival, regression
 from stokehold.improvement.curriculum import level_history, level_weights
 from stokehold.pipeline.promote import rivals
 from stokehold.pipeline.suites import open_suite
-from stokehold.store import checkpoints, evaluations, references, suites, versions
-from stokehold.store.database import Database, connect
-from stokehold.store.entrants import entrants
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
-from stokehold.store.items import COMPLETIONS, read_items
+from stokehold.store.judged import evaluations, suites
+from stokehold.store.judged.items import COMPLETIONS, read_items
+from stokehold.store.models import checkpoints, references, versions
+from stokehold.store.models.entrants import entrants
 
 HISTORY = 20
 """Earlier evaluations that a reading looks back on."""

@@ -11,7 +11,7 @@ from stokehold.pipeline.readings import stored_rows
 from stokehold.pipeline.suites import open_suite
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
-from stokehold.store.suites import suite_names
+from stokehold.store.judged.suites import suite_names
 
 
 def report_on(home: Home, names: tuple[str, str], a: Evaluation, b: Evaluation, comparison: Comparison) -> Report:

@@ -11,9 +11,9 @@ from stokehold.inference.registry import load
 from stokehold.pipeline.evaluate import Answering, evaluate_weights
 from stokehold.pipeline.promote import BEST, rivals
 from stokehold.pipeline.suites import Suite, open_suites
-from stokehold.store import versions
-from stokehold.store.database import Database
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
+from stokehold.store.models import versions
 
 Opened = Callable[[Path, str, Sequence[Suite], Callable[[], None]], Answering]
 """Given a folder of weights, what it is called and the suites to come: what answers. It may call the last one often."""

@@ -11,8 +11,8 @@ from stokehold.core.records import Sample
 from stokehold.data.formats import from_row
 from stokehold.evaluation.scorers import score
 from stokehold.inference.engine import Engine
-from stokehold.store import journal
-from stokehold.store.database import Database
+from stokehold.store.db import journal
+from stokehold.store.db.database import Database
 from stokehold.training.state import Lineage
 
 SAMPLE_ROWS = 64

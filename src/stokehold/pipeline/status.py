@@ -15,8 +15,8 @@ import orjson
 from stokehold.core.config import Config
 from stokehold.core.errors import DiskFullError
 from stokehold.pipeline import watchdog
-from stokehold.store import events
-from stokehold.store.database import Database
+from stokehold.store.db import events
+from stokehold.store.db.database import Database
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
 from stokehold.telemetry import clock

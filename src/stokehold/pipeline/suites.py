@@ -11,7 +11,7 @@ from stokehold.core.records import Evaluation, Sample, SuiteResult, SuiteState
 from stokehold.evaluation.builtin import builtin_samples
 from stokehold.evaluation.suite_files import read_suite
 from stokehold.store.home import Home
-from stokehold.store.suites import (
+from stokehold.store.judged.suites import (
     builtin_of,
     freeze_builtin,
     frozen_builtins,

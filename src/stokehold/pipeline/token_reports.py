@@ -15,11 +15,11 @@ from stokehold.core.records import Dataset, Sample, WindowTokens
 from stokehold.data.formats import from_row
 from stokehold.data.report import EXAMPLES, count_tokens, rendered_example, summarise
 from stokehold.data.tokenizer import ChatTokenizer
-from stokehold.store import events, token_reports
-from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder
+from stokehold.store.db import events, token_reports
+from stokehold.store.db.database import Database
+from stokehold.store.db.token_reports import Reported
 from stokehold.store.home import Home
-from stokehold.store.token_reports import Reported
 
 
 def token_counter(

@@ -26,24 +26,15 @@ from stokehold.pipeline.sampling import ask_one, first_rows
 from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
 from stokehold.pipeline.suites import Suite, open_suites
 from stokehold.pipeline.token_reports import token_counter
-from stokehold.store import (
-    checkpoints,
-    control,
-    evaluations,
-    events,
-    going_back,
-    job_rows,
-    journal,
-    references,
-    skips,
-    space,
-    trash,
-)
-from stokehold.store.database import Database
 from stokehold.store.datasets import dataset_folder, load_dataset
+from stokehold.store.db import control, events, job_rows, journal, skips
+from stokehold.store.db.database import Database
 from stokehold.store.files import utc_now, verify
-from stokehold.store.gc import steps_in_use
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import space, trash
+from stokehold.store.housekeeping.gc import steps_in_use
+from stokehold.store.judged import evaluations
+from stokehold.store.models import checkpoints, going_back, references
 from stokehold.telemetry.session import Recorder
 from stokehold.training.activity import movement
 from stokehold.training.consolidation import MergeError, consolidate

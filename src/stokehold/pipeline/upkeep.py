@@ -1,10 +1,8 @@
 """Every night at three: a backup, a drill, retention. Each in a process of its own, none on the training slot.
 
-The schedule is DBOS's, in the machine's time zone. A night that nobody was awake for is made up (`store/nights.py`) at
-the trainer's start, and when the supervisor notices that the machine slept. A duty that fails becomes an event, and the
-others go on. The processes end when the worker does, and see no GPU.
-
-`python -m stokehold.pipeline.upkeep --home H --parent-fd N backup` does one duty.
+The schedule is DBOS's, in the machine's time zone. A night that nobody was awake for is made up at the trainer's start,
+and when the supervisor notices that the machine slept (`store/backup/nights.py`). A duty that fails becomes an event,
+and the others go on. The processes end when the worker does, and see no GPU.
 """
 
 import argparse
@@ -19,11 +17,14 @@ from typing import Any
 
 from stokehold.core.errors import StokeholdError
 from stokehold.core.records import JobState
-from stokehold.store import events, job_rows, nights, offsite, retention, versions
-from stokehold.store.database import Database, connect
+from stokehold.store.backup import nights, offsite
+from stokehold.store.backup.nights import KIND
+from stokehold.store.db import events, job_rows
+from stokehold.store.db.database import Database, connect
+from stokehold.store.db.jobs import JobsClient, workflow
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient, workflow
-from stokehold.store.nights import KIND
+from stokehold.store.housekeeping import retention
+from stokehold.store.models import versions
 from stokehold.store.parent import listen
 
 SCHEDULE = "nightly"

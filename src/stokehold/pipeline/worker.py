@@ -29,8 +29,9 @@ from stokehold.pipeline import upkeep
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.workflows import STAGES, Workshop, declare, hand_over
-from stokehold.store import job_rows, jobs, trash
+from stokehold.store.db import job_rows, jobs
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
 from stokehold.store.parent import listen, wait_for_go
 
 EXECUTOR = "trainer-0"

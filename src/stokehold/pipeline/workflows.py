@@ -24,13 +24,15 @@ from stokehold.pipeline.improve import write_next_file
 from stokehold.pipeline.ingest import ingest_file
 from stokehold.pipeline.promote import TAKEN_BACK
 from stokehold.pipeline.trainer import Trainer
-from stokehold.store import control, evaluations, events, job_rows, journal, references, versions
 from stokehold.store.blobs import BlobStore
-from stokehold.store.database import Database
+from stokehold.store.db import control, events, job_rows, journal
+from stokehold.store.db.database import Database
+from stokehold.store.db.jobs import JobsClient, workflow
 from stokehold.store.failpoints import reach
 from stokehold.store.files import hash_file, is_full
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient, workflow
+from stokehold.store.judged import evaluations
+from stokehold.store.models import references, versions
 from stokehold.training.loop import Outcome
 
 

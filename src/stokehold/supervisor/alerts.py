@@ -8,8 +8,8 @@ from typing import Any
 
 from stokehold.core.config import Config, StoreConfig
 from stokehold.core.records import Evaluation, Step, SuiteState
-from stokehold.store.drills import Drill
-from stokehold.store.offsite import Standing
+from stokehold.store.backup.drills import Drill
+from stokehold.store.backup.offsite import Standing
 from stokehold.supervisor.facts import Facts
 from stokehold.supervisor.trainer import Trainer
 from stokehold.supervisor.trends import pooled

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from stokehold.core.config import Config
 from stokehold.core.errors import StokeholdError
 from stokehold.core.memory import ModelShape, estimate
-from stokehold.store import checkpoints
-from stokehold.store.database import connect, database_url, network_file_system
+from stokehold.store.db.database import connect, database_url, network_file_system
 from stokehold.store.files import STAGING
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from stokehold.supervisor.checks import Check, bad, good, look, size
 from stokehold.supervisor.processes import holder
 from stokehold.supervisor.trainer import read_trainer

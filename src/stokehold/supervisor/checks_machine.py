@@ -18,8 +18,9 @@ import psutil
 import stokehold
 from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError
-from stokehold.store import checkpoints, datasets
+from stokehold.store import datasets
 from stokehold.store.home import Home
+from stokehold.store.models import checkpoints
 from stokehold.supervisor.checks import Check, bad, good, look, size
 from stokehold.supervisor.devices import GROUP, card_number
 from stokehold.telemetry.cores import core_count

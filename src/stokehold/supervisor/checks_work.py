@@ -7,10 +7,12 @@ from stokehold.core.config import Config
 from stokehold.core.errors import NotFoundError, StokeholdError
 from stokehold.core.memory import Memory, ModelShape, estimate, largest_batch, most_answers
 from stokehold.core.records import Dataset
-from stokehold.store import checkpoints, datasets, evaluations, suites, versions
-from stokehold.store.database import Database
+from stokehold.store import datasets
+from stokehold.store.db.database import Database
 from stokehold.store.files import MANIFEST, read_manifest, verify
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations, suites
+from stokehold.store.models import checkpoints, versions
 from stokehold.supervisor.checks import Check, bad, good, look, size
 from stokehold.supervisor.devices import Room, card_number, main_memory, same_device
 from stokehold.telemetry.readings import DeviceReadings

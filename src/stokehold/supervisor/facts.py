@@ -13,23 +13,16 @@ import sqlalchemy as sa
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, Job, JobState, Step
-from stokehold.store import (
-    control,
-    drills,
-    evaluation_requests,
-    evaluations,
-    job_rows,
-    journal,
-    offsite,
-    space,
-    suites,
-    tables,
-)
-from stokehold.store.database import Database
+from stokehold.store.backup import drills, offsite
 from stokehold.store.datasets import load_dataset
+from stokehold.store.db import control, job_rows, journal, tables
+from stokehold.store.db.database import Database
+from stokehold.store.db.journal import TrainingSample
 from stokehold.store.files import utc_now
 from stokehold.store.home import Home
-from stokehold.store.journal import TrainingSample
+from stokehold.store.housekeeping import space
+from stokehold.store.judged import evaluations, suites
+from stokehold.store.transfer import evaluation_requests
 from stokehold.supervisor.trainer import Trainer, read_trainer
 from stokehold.supervisor.trends import EMA_STEPS, streaming_ce
 from stokehold.telemetry import clock

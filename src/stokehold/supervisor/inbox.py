@@ -22,10 +22,10 @@ import orjson
 
 from stokehold.core.errors import InputError, NotFoundError, StokeholdError
 from stokehold.core.records import Job, JobState, Priority
-from stokehold.store import job_rows
+from stokehold.store.db import job_rows
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 
 STABLE_S = 1.0
 EMPTY_S = 5.0

@@ -22,10 +22,11 @@ import orjson
 import watchfiles
 
 from stokehold.core.errors import StokeholdError
-from stokehold.store import events, jobs, nights
+from stokehold.store.backup import nights
+from stokehold.store.db import events, jobs
+from stokehold.store.db.jobs import JobsClient
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
-from stokehold.store.jobs import JobsClient
 from stokehold.store.logs import STDERR, Log, reopen, thin, writes_to
 from stokehold.supervisor.facts import CHILDREN_FILE
 from stokehold.supervisor.inbox import Inbox

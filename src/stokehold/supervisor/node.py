@@ -12,10 +12,11 @@ from typing import NoReturn
 
 from stokehold.core.config import Config, parse_config
 from stokehold.core.errors import StokeholdError
-from stokehold.store import checkpoints, evaluation_requests, sync, versions
 from stokehold.store.home import CONFIG_NAME, Home
-from stokehold.store.offers import parse
-from stokehold.store.remote import Remote, Repeated, Tell
+from stokehold.store.models import checkpoints, versions
+from stokehold.store.transfer import evaluation_requests, sync
+from stokehold.store.transfer.offers import parse
+from stokehold.store.transfer.remote import Remote, Repeated, Tell
 from stokehold.supervisor.processes import Child, Role, told, worker_environment
 
 ASK_S = 5.0

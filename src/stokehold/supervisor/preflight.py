@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from stokehold.core.config import Config
 from stokehold.core.errors import StokeholdError
 from stokehold.core.memory import ModelShape
-from stokehold.store.database import connect
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
-from stokehold.store.weights import read_shape
+from stokehold.store.models.weights import read_shape
 from stokehold.supervisor import checks_home, checks_machine, checks_work
 from stokehold.supervisor.checks import Check, Mark, bad
 from stokehold.supervisor.devices import cards, evaluator_room, room

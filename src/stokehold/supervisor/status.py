@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from stokehold.core.records import Evaluation, JobState
-from stokehold.store import drills
-from stokehold.store.database import Database
+from stokehold.store.backup import drills
+from stokehold.store.db.database import Database
 from stokehold.store.files import write_atomic
 from stokehold.store.home import Home
 from stokehold.supervisor import trends

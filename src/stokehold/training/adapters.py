@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from stokehold.core.config import AdapterConfig
 from stokehold.core.errors import ConfigError, IntegrityError
-from stokehold.store.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, QUANTISATION, index_into, reference
-from stokehold.store.weights import INDEX
+from stokehold.store.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, QUANTISATION, index_into, reference
+from stokehold.store.models.weights import INDEX
 from stokehold.training.cuda import random_kept
 
 MAGNITUDE = "lora_magnitude_vector"

@@ -18,16 +18,17 @@ from transformers import PreTrainedModel
 from stokehold.core.config import config_json
 from stokehold.core.errors import IntegrityError
 from stokehold.core.identity import content_hash
-from stokehold.store import trash, versions
-from stokehold.store.adapters import unused_bases
-from stokehold.store.backups import snapshot
-from stokehold.store.bases import import_base
-from stokehold.store.checkpoints import weights_hash
-from stokehold.store.database import Database
+from stokehold.store.backup.backups import snapshot
+from stokehold.store.db.database import Database
 from stokehold.store.failpoints import reach
 from stokehold.store.files import read_manifest, refusals, staging
 from stokehold.store.home import Home
-from stokehold.store.weights import GOLDEN
+from stokehold.store.housekeeping import trash
+from stokehold.store.models import versions
+from stokehold.store.models.adapters import unused_bases
+from stokehold.store.models.bases import import_base
+from stokehold.store.models.checkpoints import weights_hash
+from stokehold.store.models.weights import GOLDEN
 from stokehold.training.cuda import random_kept
 from stokehold.training.golden import Golden, agreement, golden
 from stokehold.training.model import open_model

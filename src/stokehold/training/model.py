@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 from stokehold.core.config import Config
 from stokehold.core.errors import ConfigError, InputError, IntegrityError
 from stokehold.data.tokenizer import load_tokenizer
-from stokehold.store.adapters import base_of
-from stokehold.store.checkpoints import verify_checkpoint
+from stokehold.store.models.adapters import base_of
+from stokehold.store.models.checkpoints import verify_checkpoint
 from stokehold.training import attention, support
 from stokehold.training.layers import speed_up
 

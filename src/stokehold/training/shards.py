@@ -20,7 +20,7 @@ from stokehold.core.errors import IntegrityError
 from stokehold.store.blobs import share
 from stokehold.store.disk import DISK, Disk
 from stokehold.store.files import read_manifest
-from stokehold.store.weights import INDEX
+from stokehold.store.models.weights import INDEX
 
 ONE = "model.safetensors"
 LAYER = re.compile(r"^.*?\.\d+(?=\.)")

@@ -24,10 +24,10 @@ from stokehold.core.records import Checkpoint
 from stokehold.data.batches import Cursor
 from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
-from stokehold.store.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stokehold.store.disk import DISK, Disk
 from stokehold.store.failpoints import reach
-from stokehold.store.weights import GOLDEN
+from stokehold.store.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stokehold.store.models.weights import GOLDEN
 from stokehold.training.arithmetic import arithmetic
 from stokehold.training.cuda import check_device, random_states, set_random_states, wants_determinism
 from stokehold.training.golden import golden

@@ -14,9 +14,9 @@ from types import TracebackType
 
 from stokehold.core.errors import DiskFullError
 from stokehold.core.records import Checkpoint
-from stokehold.store.checkpoints import publish_checkpoint
 from stokehold.store.failpoints import reach
 from stokehold.store.home import Home
+from stokehold.store.models.checkpoints import publish_checkpoint
 from stokehold.training.state import Lineage, Snapshot, take_snapshot, write_snapshot
 
 ROOM_POLL_S = 1.0

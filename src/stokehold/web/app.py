@@ -11,8 +11,8 @@ from starlette.types import ASGIApp
 
 from stokehold.core.errors import NotFoundError, StokeholdError, UsageError
 from stokehold.core.identity import short_id
-from stokehold.store.control import Command
-from stokehold.store.database import Database
+from stokehold.store.db.control import Command
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
 from stokehold.web import blobs, evaluation_requests
 from stokehold.web.assets import PAGE, Asset, find

@@ -15,13 +15,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 
 from stokehold.core.errors import IntegrityError, NotFoundError
-from stokehold.store import compaction, evaluation_requests, offers, versions
-from stokehold.store.adapters import base_of
 from stokehold.store.blobs import BlobStore
-from stokehold.store.database import Database
+from stokehold.store.db.database import Database
 from stokehold.store.files import MANIFEST, read_manifest
 from stokehold.store.home import Home
-from stokehold.store.suites import kept_path
+from stokehold.store.housekeeping import compaction
+from stokehold.store.judged.suites import kept_path
+from stokehold.store.models import versions
+from stokehold.store.models.adapters import base_of
+from stokehold.store.transfer import evaluation_requests, offers
 
 PIECE_BYTES = 1024 * 1024
 LONGEST_REF = 64

@@ -7,8 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from stokehold.store import journal, tables
-from stokehold.store.database import Database
+from stokehold.store.db import journal, tables
+from stokehold.store.db.database import Database
 
 POINTS = 1000
 COLUMNS = tables.journal.c

@@ -8,9 +8,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from stokehold.core.errors import IntegrityError
-from stokehold.store import evaluation_requests, offers
 from stokehold.store.files import refusals
 from stokehold.store.home import Home
+from stokehold.store.transfer import evaluation_requests, offers
 
 PIECE_BYTES = 1024 * 1024
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from stokehold.core.errors import IntegrityError
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState
 from stokehold.store.home import Home
-from stokehold.store.items import read_readings
+from stokehold.store.judged.items import read_readings
 
 UNKNOWN = "–"
 HASH_CHARS = 12

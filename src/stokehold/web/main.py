@@ -16,8 +16,8 @@ import orjson
 import uvicorn
 
 from stokehold.core.errors import BusyError, StokeholdError
-from stokehold.store import events
-from stokehold.store.database import Database, connect
+from stokehold.store.db import events
+from stokehold.store.db.database import Database, connect
 from stokehold.store.files import utc_now, write_atomic
 from stokehold.store.home import Home
 from stokehold.store.parent import listen

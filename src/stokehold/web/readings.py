@@ -14,9 +14,11 @@ import sqlalchemy as sa
 
 from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Evaluation, Job, JobState, Version
-from stokehold.store import control, evaluations, events, job_rows, tables, versions
-from stokehold.store.database import Database
+from stokehold.store.db import control, events, job_rows, tables
+from stokehold.store.db.database import Database
 from stokehold.store.home import Home
+from stokehold.store.judged import evaluations
+from stokehold.store.models import versions
 from stokehold.supervisor.status import payload
 from stokehold.supervisor.trends import pooled
 from stokehold.web.curve import Curve, read_curve

@@ -1,0 +1,1 @@
+"""What may go, when it goes, and what is made small instead."""

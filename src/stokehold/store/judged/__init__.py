@@ -1,0 +1,1 @@
+"""Suites, evaluations, and what an evaluation showed of each item."""
