@@ -117,6 +117,7 @@ def test_what_is_refused_leaves_nothing_behind(stoke: Any, server: Home, url: st
     assert "models of its own" in stoke("node", "join", url, "--token", token, "--home", trains.root).error
     assert sync.remembered(trains) is None
     assert "one JSON document has an end" in stoke("node", "join", url, "--json", "--home", root).error
+    assert "evaluations have no end" in stoke("node", "join", url, "--once", "--judge", "--home", root).error
 
 
 def test_a_wrong_token_does_not_replace_the_right_one(stoke: Any, server: Home, url: str, tmp_path: Path) -> None:

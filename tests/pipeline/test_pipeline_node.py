@@ -416,6 +416,33 @@ def trained_and_judged(one: Elsewhere, name: str, node: Home, requests: int) -> 
     return one.step()
 
 
+def test_a_node_that_joins_may_judge_too_also_before_there_is_a_champion(
+    elsewhere: Callable[..., Elsewhere], environment: dict[str, str], tmp_path: Path
+) -> None:
+    one = elsewhere()
+    one.submit("one.jsonl", facts(40))
+    one.drain(["ingest", "train"])
+    root = tmp_path / "joined"
+    with serving(one.home) as url:
+        command = [sys.executable, "-m", "stokehold.cli.main", "node", "join", url, "--token", one.home.token()]
+        options = ["--judge", "--no-serve", "--home", str(root)]
+        joined = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            one.judging().join(PATIENCE_S)
+            one.drain()
+            champion = versions.alias(one.db)
+            assert champion is not None
+            until(lambda: (root / "versions" / champion / "manifest.json").exists())
+            joined.send_signal(signal.SIGTERM)
+            assert joined.wait(60) == 0
+        finally:
+            joined.kill()
+    assert "judging on cpu" in (joined.stdout.read() if joined.stdout else "")
+    home = Home.open(root)
+    home.lock("judging", "the process beside it has left").release()
+    assert list((root / "judging").iterdir()) == []
+
+
 def test_a_home_that_is_no_node_says_so(node: Home, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "stokehold.pipeline.answering", "--home", str(node.root), "--once"]
     said = subprocess.run(command, env=environment, capture_output=True, text=True)

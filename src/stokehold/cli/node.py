@@ -37,17 +37,20 @@ def join(
     token: TokenOption = "",
     once: Annotated[bool, typer.Option("--once", help="Pull the champion and end.")] = False,
     serve: Annotated[bool, typer.Option(help="Answer the OpenAI API with the champion.")] = True,
+    judge: Annotated[bool, typer.Option("--judge", help="Answer evaluations too, as `stoke node judge` does.")] = False,
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
     """Pulls the champion of another home, follows it from then on, and serves it."""
     if as_json and not once:
         raise UsageError("one JSON document has an end", "--json", "use it with --once")
+    if once and judge:
+        raise UsageError("evaluations have no end", "--judge", "leave out --once, or `stoke node judge --once`")
     server = _server(home_path, url, token)
     with Remote(server.url, server.token, errors.print) as remote:
-        home = node.open_home(home_path, remote, server)
+        home = node.open_home(home_path, remote, server, node.servers_settings if judge else node.champions_settings)
         if not once:
-            _follow(home, remote, serve)
+            _follow(home, remote, serve, judge)
             return
         with transferring(f"pulling from {remote.url}") as report:
             version = sync.pull(home, server.url, server.token, report=report, tell=errors.print)
@@ -56,8 +59,8 @@ def join(
         console.print(f"champion: {version.name} ({version.weights_hash[:12]}) in {home.root}")
 
 
-@group.command()
-def judge(
+@group.command("judge")
+def judge_for(
     url: UrlArgument = "",
     token: TokenOption = "",
     once: Annotated[bool, typer.Option("--once", help="Answer what is asked now and end.")] = False,
@@ -81,14 +84,17 @@ def _server(root: Path, url: str, token: str) -> sync.Server:
     return found
 
 
-def _follow(home: Home, remote: Remote, serve: bool) -> None:
+def _follow(home: Home, remote: Remote, serve: bool, judge: bool) -> None:
     # Either signal may come in the middle of a pull: what is half done then is what a kill leaves, and is gone on with.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print(f"node {home.root} follows {remote.url}")
     if serve:
         settings = home.config().serve
         console.print(f"serving on http://{settings.host}:{settings.port} once there is a champion; log: {home.logs}")
+    if judge:
+        console.print(f"judging on {home.config().devices.trainer}; log: {home.logs}")
+    follower = node.Follower(home, remote, transferring, console.print)
     try:
-        node.follow(home, node.Follower(home, remote, transferring, console.print), serve, console.print)
+        node.follow(home, follower, node.roles(home, serve, judge), console.print)
     except KeyboardInterrupt:
         console.print("left; `stoke node join` goes on")

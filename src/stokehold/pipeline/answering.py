@@ -1,12 +1,13 @@
 """A node answers for another home: it takes the weights that are to be judged there, and hands its answers back.
 
-`python -m stokehold.pipeline.answering --home H [--once]`
+`python -m stokehold.pipeline.answering --home H [--once]`, beside `stoke node join --judge` too
 
 The node decides nothing. What it takes is removed when it is handed back; a kill at any instant costs at most the
 answers to one request.
 """
 
 import argparse
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from stokehold.pipeline.worker import use_threads
 from stokehold.store.blobs import BlobStore
 from stokehold.store.home import Home
 from stokehold.store.models import checkpoints, versions
+from stokehold.store.parent import listen
 from stokehold.store.transfer import evaluation_requests, offers, sync
 from stokehold.store.transfer.evaluation_requests import Header, Key, Request, SuiteFile
 from stokehold.store.transfer.remote import LinkError, Remote, Repeated
@@ -177,9 +179,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="stokehold.pipeline.answering")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--once", action="store_true", help="answer what is asked now and end")
+    parser.add_argument("--parent-fd", type=int, help="leave when this pipe reads its end")
     arguments = parser.parse_args()
     with told("answering", arguments.home), Meter() as meter:
         home = Home.open(arguments.home)
+        if arguments.parent_fd is not None:
+            listen(arguments.parent_fd, home.logs / "answering.log", lambda: os.kill(os.getpid(), signal.SIGTERM))
         use_threads(home.config())
         server = sync.remembered(home)
         if server is None:

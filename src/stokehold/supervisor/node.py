@@ -5,7 +5,7 @@ the one that serves, and switched to when it is whole. Once it has begun, nothin
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +24,9 @@ ASK_S = 5.0
 
 TICK_S = 0.2
 LEAVE_S = 10.0
-SERVER = "server"
+SERVER, ANSWERING = "server", "answering"
+NAMES = {SERVER: ("the inference server", "stoke serve"), ANSWERING: ("judging", "stoke node judge")}
+"""What people know a role by, and the command that is the same."""
 
 Transfer = Callable[[str], AbstractContextManager[sync.Report]]
 """Shows, under a title, how far what is reported inside the block is."""
@@ -91,33 +93,42 @@ class Follower:
         self._tell(f"champion: {version.name} ({version.weights_hash[:12]})")
 
 
-def follow(home: Home, follower: Follower, serve: bool, tell: Tell) -> NoReturn:
-    """Follows until an exception; with `serve` the inference server runs beside it, and is started again."""
+def roles(home: Home, serve: bool, judge: bool) -> list[Role]:
+    """What may run beside the following: the inference server, and the process that answers what is to be judged."""
     arguments, environment = ("--home", str(home.root)), worker_environment(home.config())
-    child = Child(Role(SERVER, "stokehold.inference.server", arguments, environment), home.logs) if serve else None
+    server = Role(SERVER, "stokehold.inference.server", arguments, environment)
+    answering = Role(ANSWERING, "stokehold.pipeline.answering", arguments, environment, ("judging",))
+    return [*([server] if serve else []), *([answering] if judge else [])]
+
+
+def follow(home: Home, follower: Follower, beside: Sequence[Role], tell: Tell) -> NoReturn:
+    """Follows until an exception; the processes beside it are started again."""
+    children = [Child(role, home.logs) for role in beside]
     try:
         while True:
             follower.look()
-            if child is not None:
+            for child in children:
                 _tend(child, tell)
             time.sleep(TICK_S)
     finally:
-        if child is not None:
+        for child in children:
+            child.let_go()
+        for child in children:
             _see_off(child)
 
 
 def _tend(child: Child, tell: Tell) -> None:
+    name, again = NAMES[child.role.name]
     if (ended := child.reap()) is not None:
         words = child.last_words().strip().rpartition("\n")[2]
-        tell(f"the inference server {told(ended)}: {words or 'it said nothing'} · see {child.log}")
+        tell(f"{name} {told(ended)}: {words or 'it said nothing'} · see {child.log}")
         if child.given_up:
-            tell("the inference server is given up: correct the cause, then `stoke serve` in this home")
+            tell(f"{name} is given up: correct the cause, then `{again}` in this home")
     if child.due(time.monotonic()) == 0.0:
         child.start()
 
 
 def _see_off(child: Child) -> None:
-    child.let_go()
     end_s = time.monotonic() + LEAVE_S
     while child.pid is not None and child.reap() is None:
         if time.monotonic() > end_s:
