@@ -148,6 +148,12 @@ def test_what_only_the_trainer_knows_is_taken_from_it_while_it_lives() -> None:
     assert {key: gone[key] for key in told} == dict.fromkeys(told)
 
 
+def test_training_beyond_the_end_of_its_schedule_has_no_end(make_step: Make) -> None:
+    told = Facts(Config(), NOW, trainer=trained("training", total_steps=10))
+    assert from_facts(replace(told, steps=[make_step(10)]))["total_steps"] == 10
+    assert from_facts(replace(told, steps=[make_step(11)]))["total_steps"] is None
+
+
 def trained(state: str, *, alive: bool = True, **facts: object) -> Trainer:
     return Trainer(state, 1, None, alive, 0.0, facts)
 

@@ -77,6 +77,8 @@ def from_facts(facts: Facts) -> dict[str, Any]:
     }
     told = facts.trainer.facts if facts.trainer is not None and facts.trainer.alive else {}
     found |= {key: told[key] for key in FROM_TRAINER if told.get(key) is not None}
+    if (found["total_steps"] or 0) < (found["current_step"] or 0):
+        found["total_steps"] = None  # training goes on after the end of its schedule
     return found | {"active_alerts": [asdict(alert) for alert in active(facts, found)]}
 
 
