@@ -345,6 +345,24 @@ def test_another_question_ends_the_one_before(make_home: Callable[..., Home]) ->
     assert evaluation_requests.waiting(home) == second
 
 
+def test_a_disk_that_changes_a_bit_makes_it_asked_anew(make_home: Callable[..., Home]) -> None:
+    home = make_home(devices=ELSEWHERE)
+    request = asked(home)
+    document = home.status / "asked" / "request.json"
+    document.write_bytes(document.read_bytes().replace(b'"format":1', b'"format";1'))
+    assert evaluation_requests.waiting(home) is None
+    assert evaluation_requests.silence_s(home) is None
+    evaluation_requests.ask(home, request)
+    came = evaluation_requests.inbox(home) / "came"
+    came.write_bytes(lines(HEAD, WHOLE))
+    evaluation_requests.accept(home, request.id, came)
+    stored = home.status / "asked" / f"{request.id}.jsonl"
+    stored.write_bytes(stored.read_bytes().replace(b"-0.5", b"-0.5.", 1))
+    with pytest.raises(IntegrityError, match="line 2"):
+        evaluation_requests.answers(home, request)
+    assert evaluation_requests.waiting(home) == request
+
+
 def test_silence_is_counted_while_something_waits(make_home: Callable[..., Home]) -> None:
     home = make_home(devices=ELSEWHERE)
     assert evaluation_requests.silence_s(home) is None

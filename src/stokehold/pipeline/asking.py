@@ -86,8 +86,10 @@ def answered(
     sound = [suite for suite in suites if suite.fault is None]
     request = _request(home, config, folder, ref, sound)
     keep_suites(home, sound)  # a node takes them by their hash
-    evaluation_requests.ask(home, request)
-    while (found := evaluation_requests.answers(home, request)) is None:
+    while True:
+        evaluation_requests.ask(home, request)
+        if (found := evaluation_requests.answers(home, request)) is not None:
+            break
         between()
         time.sleep(POLL_S)
     return Answered(found, {_ids(suite.samples): suite.name for suite in sound})

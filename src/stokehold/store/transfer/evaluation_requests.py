@@ -113,14 +113,11 @@ def waiting(home: Home) -> Request | None:
 
 
 def current(home: Home) -> Request | None:
-    """The newest request, answered or not; None where nothing was asked."""
-    path = _folder(home) / REQUEST
+    """The newest request, answered or not; None where nothing was asked, or the disk changed it: it is asked anew."""
     try:
-        return Request.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+        return Request.model_validate_json((_folder(home) / REQUEST).read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
-    except ValidationError as error:
-        raise IntegrityError("an evaluation request cannot be read", str(path), "remove the file") from error
 
 
 def weights_of(home: Home, request: Request) -> Path:
@@ -184,9 +181,15 @@ def silence_s(home: Home) -> float | None:
 
 
 def answers(home: Home, request: Request) -> Answers | None:
-    """What came back for the open request, None so far."""
+    """What came back for the open request, None so far. What the disk changed since raises, and is asked for anew."""
     path = _answers(home, request.id)
-    return read(path, request) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return read(path, request)
+    except IntegrityError:
+        home.disk.remove(path)
+        raise
 
 
 def inbox(home: Home) -> Path:
