@@ -179,6 +179,10 @@ def test_the_holder_of_a_lock_is_named_and_left_undisturbed(home: Home) -> None:
         pass
 
 
+def obey_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Up:
     """A supervisor over stand-ins in a process of its own."""
 
@@ -186,7 +190,10 @@ class Up:
         self.home = home
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
         command = [sys.executable, str(HERE / "run_stand_ins.py"), str(home.root), trainer, web]
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        # Who runs the tests in the background may ignore Ctrl-C, and a child would inherit that.
+        self.process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=obey_interrupts
+        )
 
     def children(self) -> dict[str, dict[str, Any]]:
         path = self.home.status / "supervisor.json"
@@ -262,9 +269,8 @@ def test_what_an_evaluator_that_is_no_more_was_at_goes_to_the_trainer(
 
     up("serve", "serve")
     until(lambda: status() == "ENQUEUED")
-    assert [event.text for event in events.events(client.db, kind="adopted")] == [
-        "1 unfinished jobs were taken up again"
-    ]
+    (adopted,) = until(lambda: events.events(client.db, kind="adopted"))
+    assert adopted.text == "1 unfinished jobs were taken up again"
 
 
 def test_a_crash_loop_gives_up_one_role_and_spares_the_other(up: Callable[[str, str], Up], db: Database) -> None:
