@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from browsing import chromium
+from journal_step import FIRST, journal_step
 from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
 from stokehold.store.db import jobs
@@ -27,24 +28,6 @@ from stokehold.web.app import create_app
 
 PATIENCE_S = 60.0
 """A bound on hanging, not on speed: the machine may be busy."""
-
-FIRST = Step(
-    step=1,
-    branch=0,
-    job="train-a",
-    dataset="d",
-    loss=1.0,
-    components={"cross_entropy": 1.0},
-    learning_rate=1e-3,
-    grad_norm=1.0,
-    tokens=100,
-    loss_tokens=50,
-    examples=4,
-    seconds=0.5,
-    joules=None,
-    fingerprint="f",
-    created="2026-01-01T00:00:00.000Z",
-)
 
 
 @dataclass(frozen=True)
@@ -135,10 +118,7 @@ def serving() -> Callable[..., Any]:
 
 @pytest.fixture
 def make_step() -> Callable[..., Step]:
-    def make(number: int, **changes: Any) -> Step:
-        return replace(FIRST, step=number, **changes)
-
-    return make
+    return journal_step
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stokehold.core.config import Config
 from stokehold.core.errors import IntegrityError
@@ -50,23 +51,15 @@ class Answered:
         return self.answers.header.seconds
 
     def complete_batches(
-        self, samples: Sequence[Sample], max_new_tokens: int, batch_size: int, gold_multiple: float = 0.0
+        self, samples: Sequence[Sample], *_limits: Any, **_more: Any
     ) -> Iterator[dict[int, Completion]]:
-        """All at once; they were made under these limits."""
+        """All at once; they were made under the limits of the request."""
         yield {number: self._found(samples, number, None) for number in range(len(samples))}
 
     def sample_batches(
-        self,
-        samples: Sequence[Sample],
-        k: int,
-        temperature: float,
-        seed: int,
-        max_new_tokens: int,
-        batch_size: int,
-        top_p: float = 1.0,
-        gold_multiple: float = 0.0,
+        self, samples: Sequence[Sample], k: int, *_limits: Any, **_more: Any
     ) -> Iterator[dict[tuple[int, int], Completion]]:
-        """All at once; they were drawn under these limits."""
+        """All at once; they were drawn under the limits of the request."""
         numbers = range(len(samples))
         yield {(number, draw): self._found(samples, number, draw) for number in numbers for draw in range(k)}
 
