@@ -79,7 +79,7 @@ def _server(root: Path, url: str, token: str) -> sync.Server:
     found = sync.Server(url or (known.url if known else ""), token or (known.token if known else ""))
     if not found.url or not found.token:
         missing = "address" if not found.url else "token"
-        fix = "`stoke node join http://host:8080 --token T`; T is in HOME/status/token there"
+        fix = "give both the first time: http://host:8080 --token T; T is in HOME/status/token there"
         raise UsageError(f"no {missing} of a server", str(root.absolute()), fix)
     return found
 
