@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from stokehold.core.config import describe, parse_config
 from stokehold.data.tokenizer import train_tokenizer
@@ -15,6 +16,8 @@ from stokehold.store.models.bases import import_base
 from tiny_world import SHAPE, facts, held_out_facts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("patient", deadline=None)  # a slow machine is no failure
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,7 @@ from stokehold.store.models import versions
 from stokehold.store.models.checkpoints import publish_checkpoint
 from stokehold.store.transfer import sync
 from tiny_world import safetensors
-
-PATIENCE_S = 240.0
-"""A bound on hanging, not on speed."""
+from waiting import free_ports, until
 
 
 def promote(home: Home, step: int, content: bytes = b"weights") -> str:
@@ -47,14 +44,6 @@ def champion(root: Path) -> str | None:
         return versions.alias(db)
     finally:
         db.close()
-
-
-def until(true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture
@@ -206,11 +195,3 @@ def test_it_answers_with_the_new_champion_without_a_restart(make_home: Callable[
             until(lambda: (fingerprint() or ("",))[0] == second)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the inference server leaves with the node"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -24,7 +24,8 @@ CLOSED = Path(__file__).parent / "closed_network"
 def closed(tmp_path: Path) -> dict[str, str]:
     path = os.pathsep.join(part for part in (str(CLOSED), os.environ.get("PYTHONPATH")) if part)
     # A real run has the cores to itself; beside other tests, spinning threads would only wait for each other.
-    return {**os.environ, "PYTHONPATH": path, "CLOSED_NETWORK_LOG": str(tmp_path / "left.log")}
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {**os.environ, **waiting, "PYTHONPATH": path, "CLOSED_NETWORK_LOG": str(tmp_path / "left.log")}
 
 
 def test_the_network_is_really_closed(closed: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
 
 pytestmark = pytest.mark.browser
-PATIENCE_MS = 120_000
+PATIENCE_MS = 240_000
 TRAINING = {"micro_batch_tokens": 512, "learning_rate": 0.01, "checkpoint_steps": 20, "epochs": 60, "sample_steps": 10}
 
 

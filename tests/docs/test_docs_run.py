@@ -3,14 +3,12 @@
 import os
 import queue
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +17,12 @@ import pytest
 from stokehold.core.config import describe, parse_config
 from stokehold.store.home import Home
 from tiny_world import facts, held_out_facts, write_jsonl
+from waiting import PATIENCE_S, free_ports
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 PORTS = ("8080", "8090")
 FENCE = re.compile(r"^(<!-- repeat -->\n)?```(console|toml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PATIENCE_S = 60.0
-"""A bound on hanging, not on speed."""
-
+REPEAT_S = 0.5
 DONE = "@@done"
 
 
@@ -123,6 +120,7 @@ def run_block(shell: Shell, block: Block) -> None:
                 break
             assert block.repeat, f"{left} did not come:\n{said}"
             assert time.monotonic() < end, f"{left} never came; at last:\n{said}"
+            time.sleep(REPEAT_S)
 
 
 def set_keys(home: Home, text: str) -> None:
@@ -131,15 +129,6 @@ def set_keys(home: Home, text: str) -> None:
     for table, keys in tomllib.loads(text).items():
         tree[table].update(keys)
     home.write_config(describe(parse_config(tree)))
-
-
-@contextmanager
-def free_ports(count: int) -> Iterator[list[str]]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    yield ports
 
 
 @pytest.fixture
@@ -156,10 +145,9 @@ def shell(tmp_path: Path, tiny_base: Path, environment: dict[str, str]) -> Itera
 
 
 def test_the_tutorial_runs_as_it_is_written(shell: Shell, tmp_path: Path) -> None:
-    with free_ports(len(PORTS)) as ports:
-        text = TUTORIAL.read_text()
-        for written, free in zip(PORTS, ports, strict=True):
-            text = text.replace(written, free)
+    text = TUTORIAL.read_text()
+    for written, free in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        text = text.replace(written, str(free))
     for block in blocks(text):
         if block.kind == "console":
             run_block(shell, block)

@@ -33,7 +33,7 @@ def by_name(ranking: Ranking) -> dict[str, int]:
     return {place.name: place.rank for place in ranking.places}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(MODELS, st.randoms(use_true_random=False))
 def test_the_order_of_input_has_no_part(models: list[list[bool]], chance: random.Random) -> None:
     entrants = {f"m{k}": readings(right) for k, right in enumerate(models)}
@@ -43,7 +43,7 @@ def test_the_order_of_input_has_no_part(models: list[list[bool]], chance: random
     assert rank(mixed) == rank(entrants)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(MODELS)
 def test_identical_models_tie(models: list[list[bool]]) -> None:
     entrants = {f"m{k}": readings(right) for k, right in enumerate(models)}

@@ -190,7 +190,7 @@ def test_no_hostile_text_becomes_part_of_the_page(text: str, place: str) -> None
     harmless_with(text, place)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(max_size=60), st.sampled_from(PLACES))
 def test_no_text_becomes_part_of_the_page(text: str, place: str) -> None:
     harmless_with(text, place)

@@ -90,7 +90,7 @@ def test_likelihood_does_not_outvote_a_visible_gain() -> None:
     assert until(pairs).decision is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.floats(0.6, 1.6), st.randoms(use_true_random=False))
 def test_updates_are_pure_mirrored_and_know_no_order_in_a_batch(seed: int, factor: float, random: object) -> None:
     pairs, state = drawn(40, seed, factor), SequentialComparison(MARGIN)

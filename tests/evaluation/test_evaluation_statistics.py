@@ -100,7 +100,7 @@ def test_p_of_alike_differences_is_uniform() -> None:
         assert float((p <= level).mean()) == pytest.approx(level, abs=3.5 * math.sqrt(level / 4000))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     _, expected, _, _ = multipletests(p_values, alpha=0.05, method="holm")
@@ -137,7 +137,7 @@ def test_the_bootstrap_is_scipys_over_clusters() -> None:
     assert bootstrap_interval(found, 0) == pytest.approx((expected.low, expected.high), abs=0.06 * width)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 60), st.integers(0, 999), st.floats(0.8, 1.3), st.integers(1, 4), st.randoms(use_true_random=False)
 )
@@ -156,7 +156,7 @@ def test_a_comparison_mirrors_and_knows_no_order(n: int, seed: int, factor: floa
     assert compare(list(reversed(a)), shuffled, MARGIN, seed) == one
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(10, 60), st.integers(0, 999), st.integers(2, 5))
 def test_saying_an_item_again_in_its_cluster_adds_nothing(n: int, seed: int, times: int) -> None:
     a, b = drawn(n, seed), drawn(n, seed + 1, 0.45, 1.1)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from test_inference_server import TOKEN, add_version, serving
+from test_inference_server import HTTP, TOKEN, add_version, serving
 from transformers import PreTrainedModel
 
 from stokehold.core.config import Config
@@ -163,7 +163,7 @@ def test_likelihoods_of_gold_answers_are_those_of_lm_eval(
 
 def ask(task: Task, **fields: Any) -> httpx.Response:
     body = {"model": "champion", "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0, **fields}
-    return httpx.post(f"{task.url}/v1/completions", json=body, headers=AUTHORIZED)
+    return HTTP.post(f"{task.url}/v1/completions", json=body, headers=AUTHORIZED)
 
 
 def test_a_text_comes_back_with_the_likelihood_of_each_token_whatever_its_length(task: Task) -> None:

@@ -34,8 +34,10 @@ from stokehold.inference.worker import MAX_WAITING, Ask, Done, Event, Failed, Pi
 from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.store.models import checkpoints, versions
+from waiting import PATIENCE_S
 
 TOKEN = "secret-for-tests"
+HTTP = httpx.Client(timeout=PATIENCE_S, trust_env=False)
 ASKED = [{"role": "user", "content": "the quick brown fox"}]
 
 
@@ -115,7 +117,7 @@ def ask(client: openai.OpenAI, **options: object) -> ChatCompletion:
 def test_before_there_is_a_champion_nothing_answers_in_its_place(tmp_path: Path) -> None:
     home = Home.create(tmp_path / "home", Config())
     with serving(home, connect(home)) as (url, _):
-        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+        assert HTTP.get(f"{url}/health").json() == {"status": "ok"}
         assert list(client_of(url).models.list()) == []
         with pytest.raises(openai.NotFoundError, match="promote one first"):
             ask(client_of(url))
@@ -222,8 +224,8 @@ def test_what_cannot_be_done_is_refused_by_name(client: openai.OpenAI, options: 
 
 def test_an_unknown_path_and_a_body_that_is_no_json_get_errors_in_the_same_shape(node: Node) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    assert httpx.get(f"{node.url}/nowhere", headers=headers).json()["error"]["type"] == "invalid_request_error"
-    broken = httpx.post(f"{node.url}/v1/chat/completions", headers=headers, content=b"{")
+    assert HTTP.get(f"{node.url}/nowhere", headers=headers).json()["error"]["type"] == "invalid_request_error"
+    broken = HTTP.post(f"{node.url}/v1/chat/completions", headers=headers, content=b"{")
     assert broken.status_code == 400
     assert broken.json()["error"]["message"]
 
@@ -236,9 +238,9 @@ def test_every_route_but_health_wants_the_token(node: Node) -> None:
         for method in route.methods - {"HEAD"}:
             path = route.path.replace("{name}", "champion")
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
-                found = httpx.request(method, node.url + path, headers=headers)
+                found = HTTP.request(method, node.url + path, headers=headers)
                 assert found.status_code == (200 if path == "/health" else 401), path
-    assert httpx.get(f"{node.url}/not/a/route").status_code == 401
+    assert HTTP.get(f"{node.url}/not/a/route").status_code == 401
     with pytest.raises(openai.AuthenticationError):
         ask(client_of(node.url, "wrong"))
 
@@ -251,15 +253,15 @@ def test_a_conversation_too_long_is_told_apart(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "192.168.1.7"])
 def test_another_host_is_refused_even_with_the_token(node: Node, host: str) -> None:
-    found = httpx.get(f"{node.url}/v1/models", headers={"Host": host, "Authorization": f"Bearer {TOKEN}"})
+    found = HTTP.get(f"{node.url}/v1/models", headers={"Host": host, "Authorization": f"Bearer {TOKEN}"})
     assert found.status_code == 400
-    assert httpx.get(f"{node.url}/health", headers={"Host": host}).status_code == 400
+    assert HTTP.get(f"{node.url}/health", headers={"Host": host}).status_code == 400
 
 
 def test_another_sites_pages_are_refused(node: Node) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for origin, status in (("https://evil.example", 403), ("null", 403), ("http://localhost:8080", 200)):
-        found = httpx.get(f"{node.url}/v1/models", headers={**headers, "Origin": origin})
+        found = HTTP.get(f"{node.url}/v1/models", headers={**headers, "Origin": origin})
         assert found.status_code == status, origin
 
 
@@ -302,7 +304,7 @@ def test_weights_that_cannot_be_read_are_an_error_and_the_server_lives_on(
         for _ in range(2):
             with pytest.raises(openai.InternalServerError, match="answer failed"):
                 ask(client_of(url), model="damaged")
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert HTTP.get(f"{url}/health").status_code == 200
 
 
 def test_a_request_that_nobody_waits_for_ends_at_the_next_token(node: Node, champion: Version) -> None:

@@ -28,6 +28,7 @@ class Bench:
         self.db = self.client.db
         self.at: dict[int, list[Callable[[], object]]] = {}
         self.gone = self.closed = False
+        self.broke: Exception | None = None
         self.trainer = Trainer(home, home.config(), self.db, self._leaving)
         self.workshop = Workshop(home, self.client, DeviceQueue(), self.trainer)
         serve = self.workshop.device.serve
@@ -36,7 +37,11 @@ class Bench:
     def _leaving(self) -> bool:
         step = self.trainer.lineage.step if self.trainer.lineage else 0
         if waiting := self.at.get(step):
-            waiting.pop(0)()
+            try:
+                waiting.pop(0)()
+            except Exception as error:
+                self.broke = error
+                raise
         return self.gone
 
     def submit(self, name: str, rows: list[dict[str, Any]], again: bool = False) -> Job:
@@ -53,7 +58,11 @@ class Bench:
         return sorted(waiting, key=lambda job: job.priority.rank)
 
     def run(self, job: Job) -> JobState:
-        return run_stage(self.workshop, STAGES[job.kind], job_rows.get_payload(self.db, job.id))
+        """How the job ended. Raises what a call of `at` raised: the stage takes it for a fault and tries again."""
+        state = run_stage(self.workshop, STAGES[job.kind], job_rows.get_payload(self.db, job.id))
+        if self.broke:
+            raise self.broke
+        return state
 
     def drain(self, kinds: Sequence[str] = tuple(STAGES)) -> None:
         """Runs what waits, the most urgent first, until nothing of these kinds does."""

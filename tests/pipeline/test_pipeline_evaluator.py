@@ -33,9 +33,7 @@ from stokehold.store.housekeeping.gc import steps_in_use
 from stokehold.store.judged import evaluations
 from stokehold.store.models import checkpoints, versions
 from tiny_world import facts, held_out_facts, write_jsonl
-
-PATIENCE_S = 180.0
-"""A bound on hanging, not on speed."""
+from waiting import until
 
 APART = {"evaluator": "cpu"}
 
@@ -285,16 +283,6 @@ def test_an_evaluator_that_cannot_work_here_says_so(make_home: Callable[..., Hom
         make_home(devices={"evaluator": "gpu"})
 
 
-def until(home: Home, true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        if time.monotonic() > end:
-            logs = "\n".join(path.read_text()[-2000:] for path in sorted(home.logs.glob("*.log")))
-            pytest.fail(f"did not come true\n{logs}")
-        time.sleep(0.01)
-    return found
-
-
 def children(home: Home) -> dict[str, int | None]:
     path = home.status / "supervisor.json"
     told = orjson.loads(path.read_bytes())["children"] if path.exists() else []
@@ -314,14 +302,14 @@ def test_a_killed_evaluator_is_started_again_and_judges_once(
     with (home.logs / "supervisor.log").open("ab") as log:
         supervisor = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        job = until(home, lambda: next((job for job in one.client.list_jobs() if job.kind == "evaluate"), None))
-        until(home, lambda: one.state(job) is JobState.RUNNING)
+        job = until(lambda: next((job for job in one.client.list_jobs() if job.kind == "evaluate"), None), home)
+        until(lambda: one.state(job) is JobState.RUNNING, home)
         victim = children(home)["evaluator"]
         assert victim is not None
         assert victim != children(home)["trainer"]
         os.kill(victim, signal.SIGKILL)
         assert list(home.evaluations.glob("*/manifest.json")) == []
-        until(home, lambda: {job.state for job in one.client.list_jobs()} == {JobState.COMPLETED})
+        until(lambda: {job.state for job in one.client.list_jobs()} == {JobState.COMPLETED}, home)
         assert children(home)["evaluator"] not in (None, victim)
     finally:
         supervisor.send_signal(signal.SIGTERM)

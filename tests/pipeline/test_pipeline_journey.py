@@ -4,26 +4,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import orjson
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stokehold.core.records import Job, JobState
-from stokehold.store.db import events, jobs, journal
+from stokehold.store.db import jobs, journal
 from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.store.models import versions
 from tiny_world import facts, held_out_facts, write_jsonl
-
-PATIENCE_S = 240.0
-"""A bound on hanging, not on speed."""
+from waiting import until
 
 TRAINING = {"micro_batch_tokens": 512, "learning_rate": 0.01, "warmup_steps": 10, "checkpoint_steps": 10, "epochs": 12}
 
@@ -43,16 +38,6 @@ def up(home: Home) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait(60)
             finally:
                 process.kill()
-
-
-def until(home: Home, true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        if time.monotonic() > end:
-            logs = "\n".join(f"--- {path}\n{path.read_text()[-3000:]}" for path in home.logs.glob("*.log"))
-            pytest.fail(f"did not come true\n{events.events(connect(home))}\n{logs}")
-        time.sleep(0.05)
-    return found
 
 
 def settled(home: Home, files: int) -> list[Job] | None:
@@ -80,7 +65,7 @@ def test_a_dropped_file_becomes_a_champion_that_plain_transformers_confirms(make
     write_jsonl(home.suites / "facts.jsonl", held_out_facts())
     with up(home):
         write_jsonl(home.inbox / "facts.jsonl", facts(600))
-        found = until(home, lambda: settled(home, 1))
+        found = until(lambda: settled(home, 1), home)
     assert [job.state for job in found] == [JobState.COMPLETED] * len(found)
     assert not (home.inbox / "facts.jsonl").exists()
     db = connect(home)
@@ -116,21 +101,21 @@ def test_killing_trainer_and_supervisor_loses_nothing(make_home: Callable[..., H
         write_jsonl(home.suites / "facts.jsonl", held_out_facts()[:6])
     with up(straight):
         write_jsonl(straight.inbox / "facts.jsonl", facts(300))
-        until(straight, lambda: settled(straight, 1))
+        until(lambda: settled(straight, 1), straight)
     write_jsonl(killed.inbox / "facts.jsonl", facts(300))
     db = connect(killed)
     with up(killed):
-        until(killed, lambda: last_step(db) >= 5)
+        until(lambda: last_step(db) >= 5, killed)
         first = pid_of(killed, "trainer")
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        until(killed, lambda: pid_of(killed, "trainer") not in (first, None) and last_step(db) >= 12)
+        until(lambda: pid_of(killed, "trainer") not in (first, None) and last_step(db) >= 12, killed)
     with up(killed) as process:
-        until(killed, lambda: last_step(db) >= 20)
+        until(lambda: last_step(db) >= 20, killed)
         process.kill()
         process.wait()
     with up(killed):
-        until(killed, lambda: settled(killed, 1))
+        until(lambda: settled(killed, 1), killed)
     hashes = [versions.list_versions(home)[-1].weights_hash for home in (straight, killed)]
     assert hashes[0] == hashes[1]
     assert sum(step.examples for step in journal.steps(db)) == 300 * TRAINING["epochs"]
@@ -141,15 +126,15 @@ def test_bad_files_leave_the_worker_alive_and_are_told(make_home: Callable[..., 
     db = connect(home)
     target = write_jsonl(tmp_path / "elsewhere.jsonl", facts(3))
     with up(home):
-        worker = until(home, lambda: pid_of(home, "trainer"))
+        worker = until(lambda: pid_of(home, "trainer"), home)
         (home.inbox / "link.jsonl").symlink_to(target)
         (home.inbox / "bad.jsonl").write_bytes(b"no json here\n")
         write_jsonl(home.inbox / "good.jsonl", facts(40))
-        until(home, lambda: settled(home, 1))
+        until(lambda: settled(home, 1), home)
         write_jsonl(home.inbox / "copy.jsonl", facts(40))
         refused = home.inbox / "refused"
         names = {"link.jsonl", "bad.jsonl", "copy.jsonl"}
-        until(home, lambda: refused.is_dir() and names <= {path.name for path in refused.iterdir()})
+        until(lambda: refused.is_dir() and names <= {path.name for path in refused.iterdir()}, home)
         assert pid_of(home, "trainer") == worker
     reasons = {path.name: path.read_text() for path in refused.glob("*.reason.txt")}
     assert "already" in reasons["copy.jsonl.reason.txt"]

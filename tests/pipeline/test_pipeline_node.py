@@ -39,9 +39,7 @@ from stokehold.store.transfer.evaluation_requests import Header, Limits, Request
 from stokehold.store.transfer.remote import Remote
 from stokehold.web.app import create_app
 from tiny_world import facts, held_out_facts, write_jsonl
-
-PATIENCE_S = 180.0
-"""A bound on hanging, not on speed."""
+from waiting import PATIENCE_S, until
 
 ELSEWHERE = {"evaluator": "node"}
 QUICK = {"holdout_share": 0.0, "max_new_tokens": 24}
@@ -68,14 +66,6 @@ class Elsewhere(Bench):
         thread.start()
         until(lambda: evaluation_requests.waiting(self.home) or not thread.is_alive())
         return thread
-
-
-def until(true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.01)
-    return found
 
 
 @pytest.fixture

@@ -31,10 +31,9 @@ from stokehold.store.judged import evaluations
 from stokehold.store.models import checkpoints, versions
 from stokehold.supervisor import status
 from tiny_world import facts, held_out_facts, write_jsonl
+from waiting import until
 
 ROWS = 150
-PATIENCE_S = 120.0
-"""A bound on hanging, not on speed."""
 
 
 def ruin(one: Bench, value: float) -> None:
@@ -137,8 +136,8 @@ def test_a_full_disk_fails_the_job_and_leaves_the_last_checkpoint(bench: Callabl
     def fill() -> None:
         with one.db.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        newest = Path(checkpoints.list_checkpoints(one.home)[-1].path)
-        size = (newest / "optimizer.safetensors").stat().st_size
+        newest = until(lambda: checkpoints.list_checkpoints(one.home))[-1]  # written beside training
+        size = (Path(newest.path) / "optimizer.safetensors").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
 
     one.at = {7: [fill]}
@@ -256,15 +255,6 @@ def worker(home: Home, environment: dict[str, str], pipe: int | None = None) -> 
         )
 
 
-def until(home: Home, true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        if time.monotonic() > end:
-            pytest.fail(f"did not come true\n{(home.logs / 'test.log').read_text()[-3000:]}")
-        time.sleep(0.01)
-    return found
-
-
 def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
     bench: Callable[..., Bench], environment: dict[str, str]
 ) -> None:
@@ -278,7 +268,7 @@ def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
     os.close(reading)
     control.request(db, "pause")
     one.submit("one.jsonl", facts(ROWS))
-    until(home, lambda: state_of(home) == "paused")
+    until(lambda: state_of(home) == "paused", home)
     os.close(writing)
     assert first.wait(60) == 0
     (job,) = one.queued("train")
@@ -286,7 +276,7 @@ def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
     assert one.client.adopt_old_versions() == [job.id]
     control.request(db, "resume")
     second = worker(home, environment)
-    until(home, lambda: (last := journal.last_step(db)) is not None and last.step >= 5)
+    until(lambda: (last := journal.last_step(db)) is not None and last.step >= 5, home)
     second.send_signal(signal.SIGTERM)
     assert second.wait(60) == 0
     assert one.state(job) is JobState.QUEUED
@@ -294,7 +284,7 @@ def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
     grown_old(one)
     assert one.client.adopt_old_versions() == [job.id]
     third = worker(home, environment)
-    until(home, lambda: one.state(job) is JobState.COMPLETED and not one.queued("evaluate"))
+    until(lambda: one.state(job) is JobState.COMPLETED and not one.queued("evaluate"), home)
     third.send_signal(signal.SIGTERM)
     assert third.wait(60) == 0
     assert one.rows_trained() == 3 * ROWS
@@ -346,11 +336,11 @@ def test_training_waits_while_the_disk_is_nearly_full_and_no_version_goes(
     one.trainer.train(job.id, run, str(job.dataset), until_step=2)
     versions.create(home, one.db, checkpoints.checkpoint_folder(home, 2))
     process = worker(home, environment)
-    until(home, lambda: last_step(one) > 5)
+    until(lambda: last_step(one) > 5, home)
     assert not told(home, one.db) & {"disk_pause", "disk_short"}
     there = space.room(home.root)
     ballast.write_bytes(bytes(there.free - there.total // 25))
-    until(home, lambda: state_of(home) == "paused")
+    until(lambda: state_of(home) == "paused", home)
     assert "disk_pause" in told(home, one.db)
     (event,) = events.events(one.db, kind="disk_pause")
     assert "training waits for room" in event.text
@@ -358,7 +348,7 @@ def test_training_waits_while_the_disk_is_nearly_full_and_no_version_goes(
     time.sleep(1.5 * space.LOOK_S)
     assert (last_step(one), state_of(home), one.state(job)) == (waiting, "paused", JobState.RUNNING)
     ballast.unlink()
-    until(home, lambda: last_step(one) > waiting)
+    until(lambda: last_step(one) > waiting, home)
     assert [event.kind for event in events.events(one.db) if event.kind == "disk_room"] == ["disk_room"]
     assert "disk_pause" not in told(home, one.db)
     process.send_signal(signal.SIGTERM)

@@ -266,12 +266,12 @@ def test_a_file_that_cannot_be_read_harms_no_other(shared_home: Home, told: Told
     home = shared_home
     (home.inbox / "a-closed.jsonl").write_text(ROW)
     (home.inbox / "a-closed.jsonl").chmod(0)
-    (home.inbox / "b-open.jsonl").write_text('{"text": "b"}\n')
     if os.geteuid() == 0:  # root reads everything
         os.seteuid(NOBODY)
     try:
         with jobs.client(home) as client:
             inbox = open_inbox(home, client, told)
+            (home.inbox / "b-open.jsonl").write_text('{"text": "b"}\n')
             inbox.poll(0.0)
             assert [job.file for job in inbox.poll(1.0)] == ["b-open.jsonl"]
             for second in (2.0, 20.0, 1.0 + RETRY_S, 2.0 + 2 * RETRY_S):

@@ -19,6 +19,7 @@ from stokehold.store.db import events, job_rows
 from stokehold.store.db.database import Database
 from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
+from stokehold.supervisor import processes
 from stokehold.supervisor.processes import (
     SPARE_AFTER_S,
     SPARE_AGAIN_S,
@@ -30,23 +31,22 @@ from stokehold.supervisor.processes import (
     worker_environment,
 )
 from stokehold.telemetry.cores import core_count
+from waiting import PATIENCE_S, until
 
 HERE = Path(__file__).parent
-PATIENCE_S = 60.0
-"""A bound on hanging, not on speed: the machine may be busy."""
 
 
-def until(true: Callable[[], Any]) -> Any:
-    """Waits for a truth and returns it."""
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.02)
-    return found
+def is_running(pid: int) -> bool:
+    """A process that has ended and that nobody asked after is none."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
-def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
+    monkeypatch.setattr(processes, "SPARE_MEMORY_BYTES", 0)  # the stand-in is small
     made = []
 
     def make(*script: str, spare: bool = False) -> Child:
@@ -252,7 +252,7 @@ def test_children_go_when_the_supervisor_is_killed_outright(up: Callable[[str, s
     pids = [until(lambda: house.running("trainer")), until(lambda: house.running("web"))]
     house.process.kill()
     house.process.wait()
-    until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    until(lambda: not any(is_running(pid) for pid in pids))
 
 
 def test_what_an_evaluator_that_is_no_more_was_at_goes_to_the_trainer(

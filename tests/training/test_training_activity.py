@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
@@ -74,7 +74,6 @@ def test_every_weight_of_a_family_has_a_place(config: PreTrainedConfig) -> None:
 VALUES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(VALUES, st.data(), st.sampled_from([-8.0, 0.125, 2.0, 1024.0]))
 def test_a_change_of_unit_changes_nothing(values: list[float], data: st.DataObject, scale: float) -> None:
     moved = data.draw(st.lists(st.floats(-10, 10, width=32), min_size=len(values), max_size=len(values)))

@@ -87,7 +87,7 @@ def pairs() -> dict[str, tuple[PreTrainedModel, PreTrainedModel]]:
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=LENGTHS, seed=st.integers(0, 2**32))
 def test_documents_have_the_logits_they_have_alone(
     pairs: dict[str, tuple[PreTrainedModel, PreTrainedModel]], name: str, lengths: list[int], seed: int
@@ -180,7 +180,7 @@ def dense(
     return ((weights / total) @ value).transpose(1, 2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.sampled_from([1, 2, 40, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7]), min_size=1, max_size=3),
     window=st.none() | st.sampled_from([1, 2, 39, 40, 41, BLOCK, BLOCK + 1, 2 * BLOCK]),

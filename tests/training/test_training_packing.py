@@ -115,7 +115,7 @@ def trained_texts(tokenizer: ChatTokenizer, one: Sample) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(talk=TALKS)
 def test_the_answers_and_their_ends_are_trained_and_nothing_else(
     tokenizers: dict[str, ChatTokenizer], name: str, talk: tuple[str | None, list[tuple[str, str]]]
@@ -125,7 +125,7 @@ def test_the_answers_and_their_ends_are_trained_and_nothing_else(
     assert trained_texts(tokenizers[name], sample(talk)) == [before + answer + end for answer in answers]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(talk=TALKS)
 def test_generation_marks_change_nothing(
     tokenizers: dict[str, ChatTokenizer], talk: tuple[str | None, list[tuple[str, str]]]

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +24,7 @@ from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
 from stokehold.store.judged import evaluations
 from stokehold.web.app import create_app
-
-PATIENCE_S = 60.0
-"""A bound on hanging, not on speed: the machine may be busy."""
+from waiting import PATIENCE_S, until
 
 
 @dataclass(frozen=True)
@@ -46,15 +43,6 @@ class Page:
         """A client with the token; no proxy of the environment comes between."""
         headers = {"authorization": f"Bearer {self.token}", **settings.pop("headers", {})}
         return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=PATIENCE_S, **settings)
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """Waits for a truth and returns it."""
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.02)
-    return found
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from stokehold.core.records import Evaluation, Step
 from stokehold.store.db import control, events, journal
 from stokehold.store.db.database import Database
 from stokehold.store.db.jobs import JobsClient
+from stokehold.store.home import Home
+from waiting import free_ports
 
 pytestmark = pytest.mark.browser
-PATIENCE_MS = 30_000
+PATIENCE_MS = 240_000
 Make = Callable[..., Step]
 MARKUP = '<img src=x onerror="document.title=1"><script>document.title=1</script><b>bold</b>'
 
@@ -110,17 +112,17 @@ def test_pause_and_resume_reach_the_trainer(tab: Any, page: Any, db: Database) -
 
 
 def test_it_comes_back_by_itself_when_the_server_was_away(
-    browser: Any, page: Any, serving: Callable[..., Any], db: Database, make_step: Make
+    browser: Any, home: Home, serving: Callable[..., Any], db: Database, make_step: Make
 ) -> None:
     context = browser.new_context()
     context.set_default_timeout(PATIENCE_MS)
-    tab = context.new_page()
-    tab.goto(f"{page.url}/?token={page.token}")
-    tab.wait_for_selector('#connection[data-state="live"]', state="attached")
-    page.process.kill()
+    tab, (port,) = context.new_page(), free_ports(1)
+    with serving(home, "--port", str(port)) as page:
+        tab.goto(f"{page.url}/?token={page.token}")
+        tab.wait_for_selector('#connection[data-state="live"]', state="attached")
     tab.wait_for_selector('#connection[data-state="broken"]', state="attached")
     journal.append(db, make_step(1))
-    with serving(page.home, "--port", page.url.rsplit(":", 1)[1]):
+    with serving(home, "--port", str(port)):
         points(tab, "loss-chart", 1)
         tab.wait_for_selector('#connection[data-state="live"]', state="attached")
     context.close()
@@ -140,6 +142,7 @@ def test_it_fits_a_phone(browser: Any, page: Any, db: Database, make_step: Make)
 
 def test_a_stranger_sees_only_that_a_token_is_needed(browser: Any, page: Any) -> None:
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
     tab = context.new_page()
     assert tab.goto(f"{page.url}/").status == 401
     assert "needs its token" in tab.locator("p").inner_text()

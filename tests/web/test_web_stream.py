@@ -39,11 +39,14 @@ class Listener:
         event = await asyncio.wait_for(anext(self._source), 60)
         return event["event"], orjson.loads(event["data"])
 
-    async def until(self, name: str) -> Any:
-        while True:
-            found, value = await self.next()
-            if found == name:
-                return value
+    async def until(self, *names: str) -> Any:
+        """The next event of each name, whichever comes first: a dictionary where several are wanted."""
+        found: dict[str, Any] = {}
+        while missing := set(names) - set(found):
+            name, value = await self.next()
+            if name in missing:
+                found[name] = value
+        return found if len(names) > 1 else found[names[0]]
 
 
 @pytest.fixture
@@ -68,8 +71,9 @@ def test_new_steps_come_as_points_and_a_going_back_as_a_new_curve(
         assert [p["step"] for p in (await listener.until("curve"))["points"]] == [1]
         for number in (2, 3):
             journal.append(db, make_step(number))
-        assert [p["step"] for p in (await listener.until("steps"))["points"]] == [2, 3]
-        assert (await listener.until("status"))["current_step"] == 3
+        found = await listener.until("status", "steps")
+        assert [p["step"] for p in found["steps"]["points"]] == [2, 3]
+        assert found["status"]["current_step"] == 3
         await asyncio.sleep(FRESH_S)
         branch = journal.new_branch(db, 1, "worse")
         journal.append(db, make_step(2, loss=9.0, branch=branch))

@@ -4,6 +4,7 @@ Nothing here is special to the demo: it makes a home, freezes suites, drops a fi
 `stoke up` does with it.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def judge(home: Home, ref: str) -> dict[str, Any]:
     """What `stoke evaluate REF` answers on all suites, from a process of its own."""
     named = [part for name in SUITES for part in ("--suite", name)]
     command = [sys.executable, "-m", "stokehold.pipeline.judge", "--home", str(home.root), "evaluate", ref]
-    environment = worker_environment(home.config())
+    environment = {**os.environ, **worker_environment(home.config())}
     done = subprocess.run([*command, *named, "--json"], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise StokeholdError("the evaluation failed", ref, done.stderr[-800:])

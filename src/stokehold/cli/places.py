@@ -26,7 +26,7 @@ from stokehold.supervisor.status import payload
 
 LOCK = ("supervisor",)
 PROCESS = re.compile(r"process (\d+)")
-START_S = 30.0
+START_S = 120.0
 STOP_S = 180.0
 POLL_S = 0.1
 
