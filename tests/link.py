@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,9 +15,7 @@ import uvicorn
 from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 from stokehold.web.app import create_app
-
-PATIENCE_S = 240.0
-"""A bound on hanging, not on speed."""
+from waiting import PATIENCE_S, until
 
 PIECE_BYTES = 16 * 1024
 
@@ -105,11 +102,8 @@ def page(home: Home, port: int = 0) -> Iterator[str]:
     command = [sys.executable, "-m", "stokehold.web.main", "--home", str(home.root), "--port", str(port)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     try:
-        end = time.monotonic() + PATIENCE_S
-        while not written.exists():
-            assert process.poll() is None, "the page left"
-            assert time.monotonic() < end, "the page did not come up"
-            time.sleep(0.02)
+        until(lambda: written.exists() or process.poll() is not None)
+        assert process.poll() is None, "the page left"
         yield orjson.loads(written.read_bytes())["url"]
     finally:
         process.kill()

@@ -297,6 +297,7 @@ def test_a_killed_evaluator_is_started_again_and_judges_once(
     straight.submit("one.jsonl", facts(100))
     straight.drain()
     home = one.home
+    write_jsonl(home.suites / "facts.jsonl", held_out_facts())
     one.submit("one.jsonl", facts(100))
     command = [sys.executable, "-m", "stokehold.supervisor.main", "--home", str(home.root)]
     with (home.logs / "supervisor.log").open("ab") as log:
@@ -319,7 +320,8 @@ def test_a_killed_evaluator_is_started_again_and_judges_once(
     assert (found.weights_hash, found.step) == (straight.weights(), straight.step())
     assert versions.find_version(home, "v0001").weights_hash == found.weights_hash
     assert [told.data["role"] for told in events.events(one.db, kind="worker_exit")] == ["evaluator"]
-    assert {job.kind for job in one.client.list_jobs()} == {"ingest", "train", "evaluate", "promote", "improve"}
+    kinds = {job.kind for job in one.client.list_jobs()} - {"snapshot"}  # a night may fall into the test
+    assert kinds == {"ingest", "train", "evaluate", "promote", "improve"}
 
 
 def test_going_back_to_one_process_takes_up_what_waits(apart: Callable[..., Apart]) -> None:

@@ -368,6 +368,7 @@ def test_a_node_that_is_killed_and_an_evaluator_that_is_lose_nothing(
     elsewhere: Callable[..., Elsewhere], node: Home, environment: dict[str, str]
 ) -> None:
     one = elsewhere(evaluation=QUICK | {"batch_size": 1, "max_new_tokens": 200})
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts())
     one.submit("one.jsonl", facts(60))
     one.drain(["ingest", "train"])
     (waiting,) = one.queued("evaluate")

@@ -34,6 +34,7 @@ from tiny_world import facts, held_out_facts, write_jsonl
 from waiting import until
 
 ROWS = 150
+EPOCHS = 8
 
 
 def ruin(one: Bench, value: float) -> None:
@@ -228,6 +229,19 @@ def test_leaving_in_the_middle_of_an_evaluation_is_made_up_for(bench: Callable[.
     other.close()
 
 
+def test_after_a_judging_that_was_made_up_for_the_trainer_is_idle_and_not_watched(bench: Callable[..., Bench]) -> None:
+    """Where it still said "evaluating", an idle trainer would be ended as one that hangs."""
+    one = bench()
+    told = one.home.status / "trainer.json"
+    one.run(one.dataset("one.jsonl", facts(60)))
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:8])
+    one.drain(["evaluate"])
+    assert len(evaluations.list_evaluations(one.home, one.db)) == 1
+    assert orjson.loads(told.read_bytes())["state"] == "evaluating"
+    one.trainer.idle()
+    assert orjson.loads(told.read_bytes())["state"] == "idle"
+
+
 @pytest.mark.parametrize("kind", ["ingest", "train", "evaluate", "promote", "improve"])
 def test_every_stage_may_run_twice(bench: Callable[..., Bench], kind: str) -> None:
     one = bench()
@@ -259,7 +273,7 @@ def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
     bench: Callable[..., Bench], environment: dict[str, str]
 ) -> None:
     """Left while paused by a closed pipe, while training by a signal; its jobs are of an older release then."""
-    one, straight = bench(training={"epochs": 3}), bench(training={"epochs": 3})
+    one, straight = bench(training={"epochs": EPOCHS}), bench(training={"epochs": EPOCHS})
     straight.submit("one.jsonl", facts(ROWS))
     straight.drain()
     home, db = one.home, one.db
@@ -287,7 +301,7 @@ def test_a_worker_leaves_in_order_and_another_release_takes_its_jobs_up(
     until(lambda: one.state(job) is JobState.COMPLETED and not one.queued("evaluate"), home)
     third.send_signal(signal.SIGTERM)
     assert third.wait(60) == 0
-    assert one.rows_trained() == 3 * ROWS
+    assert one.rows_trained() == EPOCHS * ROWS
     assert one.weights() == straight.weights()
 
 

@@ -35,6 +35,7 @@ from stokehold.supervisor.alerts import evaluator_broken
 from stokehold.supervisor.checks_work import judged_on
 from stokehold.tasks.registry import draw, identity_of
 from tiny_world import facts, held_out_facts, write_jsonl
+from waiting import until
 
 
 @pytest.fixture
@@ -322,9 +323,9 @@ def test_a_judge_that_hangs_or_drips_is_not_waited_for() -> None:
         return fair(material)
 
     with serving(never) as server:
-        (reply,) = put(server, timeout_s=0.05)
-        assert reply.error == "no reply within 0.05 s"
-        assert len(server.seen) == 3
+        (reply,) = put(server, timeout_s=1.0)
+        assert reply.error == "no reply within 1 s"
+        until(lambda: len(server.seen) == 3)
 
     class Drip(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

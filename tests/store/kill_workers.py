@@ -21,7 +21,7 @@ from stokehold.store.db import job_rows
 from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
-PATIENCE_S = 20.0
+PATIENCE_S = 240.0
 EXECUTOR = "trainer-0"
 PIPES: dict[int, int] = {}
 """The end of each living child's standard input that this process holds."""

@@ -21,7 +21,7 @@ from stokehold.store.db.database import connect
 from stokehold.store.home import Home
 
 PROGRAM = Path(__file__).with_name("toy_worker.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 240.0
 Launch = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -101,7 +101,7 @@ def test_a_client_launches_nothing(home: Home) -> None:
     before = set(threading.enumerate())
     with jobs.client(home) as client:
         client.enqueue("ingest", {})
-        assert set(threading.enumerate()) == before
+        assert set(threading.enumerate()) <= before
     program = (
         "import sys, threading; from pathlib import Path; from stokehold.store.db import jobs\n"
         "from stokehold.store.home import Home; import dbos._dbos as inside\n"
@@ -217,7 +217,7 @@ def test_an_executor_id_is_held_by_one_living_process(home: Home, client: jobs.J
 def test_a_killed_job_waits_for_its_own_executor_or_is_handed_on(
     home: Home, client: jobs.JobsClient, launch: Launch
 ) -> None:
-    job = client.enqueue("train", {"lines": 40, "sleep_s": 0.02})
+    job = client.enqueue("train", {"lines": 40, "sleep_s": 0.06})
     worker = launch("trainer-0")
     wait_for(lambda: len(lines(home, job)) > 2)
     with pytest.raises(BusyError, match="executor-trainer-0 is held"):
@@ -323,7 +323,7 @@ def test_cancel_keeps_a_waiting_job_from_running(home: Home, client: jobs.JobsCl
 def test_cancel_does_not_interrupt_a_running_job_it_asks_by_control(
     home: Home, client: jobs.JobsClient, launch: Launch
 ) -> None:
-    job = client.enqueue("train", {"lines": 25, "sleep_s": 0.02})
+    job = client.enqueue("train", {"lines": 25, "sleep_s": 0.1})
     launch()
     wait_for(lambda: len(lines(home, job)) > 1)
     client.cancel(job.id)

@@ -22,6 +22,7 @@ from stokehold.store.backup.restoring import restore
 from stokehold.store.db.database import Database, connect
 from stokehold.store.home import Home
 from stokehold.store.models import checkpoints
+from waiting import free_ports
 
 BUCKET = "backups"
 
@@ -31,9 +32,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real HTTP server that speaks S3."""
     import boto3
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     log = (tmp_path_factory.mktemp("s3") / "log").open("w")
     server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"

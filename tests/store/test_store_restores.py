@@ -85,10 +85,10 @@ def test_a_bad_blob_is_mended_from_the_checkpoint_that_has_the_same_content(home
 
 def test_content_that_is_nowhere_is_named_and_nothing_changes(home: Home, db: Database) -> None:
     """Large files that are links share one fate, and it is told who shares it."""
-    folder = make(home, db, os.urandom(LINK_BYTES))
+    folder = make(home, db, bytes(LINK_BYTES))
     shared = folder / WEIGHTS
     shared.chmod(0o644)
-    with shared.open("r+b") as stream:
+    with shared.open("r+b") as stream:  # in place: whoever shares the content shares this too
         stream.seek(LINK_BYTES // 2)
         stream.write(b"!")
     if files.verify(home.checkpoints / "step_000000100") == []:
@@ -104,13 +104,13 @@ def test_content_that_is_nowhere_is_named_and_nothing_changes(home: Home, db: Da
 
 
 def test_who_shares_the_damaged_file_is_told(home: Home, db: Database) -> None:
-    folder = make(home, db, os.urandom(LINK_BYTES))
+    folder = make(home, db, bytes(LINK_BYTES))
     good = shutil.copy(folder / WEIGHTS, home.root / "good")
     shared = folder / WEIGHTS
     if not shared.samefile(home.checkpoints / "step_000000100" / WEIGHTS):
         pytest.skip("this file system shares by reflink")
     shared.chmod(0o644)
-    with shared.open("r+b") as stream:
+    with shared.open("r+b") as stream:  # in place: whoever shares the content shares this too
         stream.seek(LINK_BYTES // 2)
         stream.write(b"!")
     digest = files.hash_file(Path(good))
@@ -184,7 +184,7 @@ def test_a_copy_elsewhere_is_verified_and_never_over_something(home: Home, db: D
 
 
 def test_what_is_shared_is_read_once(home: Home, db: Database) -> None:
-    make(home, db, os.urandom(LINK_BYTES))
+    make(home, db, bytes(LINK_BYTES))
     for _ in range(3):
         versions.create(home, db, home.checkpoints / "step_000000100")
     told: list[tuple[int, int]] = []

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from stokehold.store.db.postgresql import run_client
 from stokehold.store.files import verify
 from stokehold.store.home import Home
 from stokehold.store.models import checkpoints, versions
+from waiting import free_ports
 
 
 def test_all_of_it_comes_back_on_an_empty_machine(home: Home, db: Database, tmp_path: Path) -> None:
@@ -140,9 +140,7 @@ def server() -> Iterator[str]:
     root.chmod(0o755)
     if as_user:
         shutil.chown(data, "postgres", "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_user, str(programs / program), *arguments]

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from answering import Answer, answering
-from link import PATIENCE_S, Link, linked, page, port_of, serving
+from link import Link, linked, page, port_of, serving
 from stokehold.core.config import Config
 from stokehold.core.errors import (
     BusyError,
@@ -37,6 +37,7 @@ from stokehold.store.transfer import offers, sync
 from stokehold.store.transfer.remote import BATCH_BYTES, LinkError, Patience, checked_url
 from store.matrix import every_fault
 from tiny_world import safetensors
+from waiting import PATIENCE_S, free_ports
 
 MIB = 2**20
 CONTENT = 3 * MIB + 17
@@ -259,12 +260,13 @@ def test_a_damaged_blob_of_this_home_is_not_built_on(home: Home, server: Home, o
 
 
 def test_a_server_that_is_started_again_in_between(home: Home, server: Home, offered: Version) -> None:
-    with page(server) as url, linked(Link(port_of(url), holds=MIB)) as link:
+    home_port, link_port = free_ports(2)
+    with page(server, home_port), linked(Link(home_port, holds=MIB), link_port) as link:
         command = [sys.executable, "-c", PULL, str(home.root), link.url, server.token()]
         client = subprocess.Popen(command)
         assert link.held.wait(PATIENCE_S)
     link.released.set()
-    with page(server, link.port), linked(link, port_of(link.url)):
+    with page(server, home_port), linked(link, link_port):
         assert client.wait(PATIENCE_S) == 0
     same(home, server, "v0001")
     assert link.passed < LARGE + MIB + OVERHEAD

@@ -253,7 +253,12 @@ class Trainer:
                 live.saved = checkpoints.latest(self.home, self.db).checkpoint
 
     def idle(self) -> None:
-        """Drops `stop` and `skip` where nothing is or will be trained: they were not meant for next week's file."""
+        """Says so after a judging between two files, and nothing has to happen within `hang_s` any more.
+
+        Drops `stop` and `skip` where nothing is or will be trained: they were not meant for next week's file.
+        """
+        if self.state == "eval":
+            self.tell("idle", None)
         asked = control.current(self.db)
         if asked not in ("stop", "skip"):
             return
