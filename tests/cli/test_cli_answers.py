@@ -1,5 +1,6 @@
 """What scripts rely on with `--json`, and what people see: tables that say what is there, letter by letter."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import orjson
 import pytest
 
 from stokehold.cli import output
-from stokehold.store.db import jobs, journal
+from stokehold.core.config import Config
+from stokehold.store.db import job_rows, jobs, journal
 from stokehold.store.db.database import connect
+from stokehold.store.disk import Disk
 from stokehold.store.home import Home
 from stokehold.store.models import versions
-from tiny_world import facts, held_out_facts, write_jsonl
+from stokehold.store.models.checkpoints import publish_checkpoint
+from tiny_world import facts, held_out_facts, safetensors, write_jsonl
 
 MakeHome = Callable[..., Home]
 NAME = "we[bold]ird :smile:.jsonl"
@@ -103,6 +107,36 @@ def test_validate_counts_and_fails_without_a_good_line(stoke: Any, tmp_path: Pat
     assert stoke("validate", bad).code == 1
 
 
+def test_a_share_is_told_as_all_only_when_it_is(stoke: Any, make_home: MakeHome, tmp_path: Path) -> None:
+    home = make_home()
+    with jobs.client(home) as client:
+        nearly = client.enqueue("train", {"dataset": "d", "run": "r", "file": "f.jsonl"})
+        job_rows.set_progress(client.db, nearly.id, 0.996)
+    assert " 99%" in stoke("queue", home=home).out
+    assert output.share(0.9996) == "99.9 %"
+    long = {"prompt": "x", "completion": "red " * 400}
+    file = write_jsonl(tmp_path / "long.jsonl", [*facts(2500), long])
+    assert "<0.1% longer than max_length" in stoke("validate", file, home=home).out
+
+
+def test_the_ledger_adds_up_when_fewer_epochs_are_wanted_than_were_begun(
+    stoke: Any, make_home: MakeHome, file: Path
+) -> None:
+    home = make_home(training={"epochs": 3, "warmup_steps": 0})
+    examples = 0
+    for step in range(1, 20):
+        examples = stoke("train", file, "--steps", step, "--resume", "--json", home=home).answer["examples"]
+        if examples > 60:
+            break
+    assert 60 < examples < 120
+    home.write_config(home.config_path.read_text().replace("epochs = 3", "epochs = 1"))
+    for _ in ("in the middle", "at its end"):
+        answer = stoke("doctor", "--ledger", "--json", home=home).answer
+        (row,) = answer["ledger"]
+        assert (row["trained"], row["pending"], answer["balanced"]) == (60, 0, True)
+        stoke("train", file, "--resume", home=home)
+
+
 def test_evaluate_has_the_readings_and_its_own_ref(stoke: Any, trained: Home) -> None:
     answer = stoke("evaluate", "latest", "--suite", "facts", "--json", home=trained).answer
     assert answer["ref"] == "latest"
@@ -139,6 +173,23 @@ def test_compare_measures_the_noise_first(stoke: Any, trained: Home) -> None:
     assert "3 readings of A" in stoke("compare", "base", "latest", "--noise", "3", home=trained).out
     refused = stoke("compare", "base", "latest", "--noise", "2", "--until-decided", home=trained)
     assert (refused.code, "no noise floor" in refused.error) == (2, True)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_version_tells_the_bytes_that_were_copied_for_it(
+    stoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    home, content = Home.create(tmp_path / "home", Config()), safetensors(b"weights")
+    publish_checkpoint(home, 1, lambda stage: (stage / "model.safetensors").write_bytes(content), {"step": 1})
+
+    def reflink(_disk: Disk, source: Path, target: Path) -> bool:
+        """As a file system that shares extents, or one that cannot."""
+        return shares and bool(shutil.copyfile(source, target))
+
+    monkeypatch.setattr(Disk, "reflink", reflink)
+    made = stoke("versions", "create", "--json", home=home).answer
+    assert made["bytes_added"] == (0 if shares else 2 * len(content)), "its own copy, and one in the content store"
+    assert stoke("versions", "verify", made["version"], "--json", home=home).answer["ok"] is True
 
 
 def test_versions_are_made_checked_shown_and_deleted(stoke: Any, trained: Home, file: Path) -> None:

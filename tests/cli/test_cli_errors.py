@@ -8,10 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from stokehold.cli import output
+from stokehold.store.db import events
+from stokehold.store.db.database import connect
 from stokehold.store.home import Home
+from stokehold.store.models.checkpoints import PassedOver
 from tiny_world import facts, write_jsonl
+from waiting import until
 
 MakeHome = Callable[..., Home]
 
@@ -27,6 +33,7 @@ WRONG_USE = [
     (["generate", "syllo", "--split", "test"], "train or holdout"),
     (["codec", "canonical", "music", "f"], "arithmetic"),
     (["events", "--follow", "--json"], "one of the two"),
+    (["compare", "base", "latest", "--max-items", "9"], "--until-decided"),
     (["init", "somewhere", "--method", "magic"], "model.method"),
 ]
 
@@ -70,7 +77,10 @@ def test_what_fails_exits_1(stoke: Any, make_home: MakeHome, arguments: list[str
     assert ended.error.count(" · ") >= 2
 
 
-@pytest.mark.parametrize("arguments", [["queue"], ["train", __file__], ["evaluate"], ["status"], ["up"], ["doctor"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["queue"], ["train", __file__], ["validate", __file__], ["evaluate"], ["status"], ["up"], ["doctor"]],
+)
 def test_without_a_home_the_way_to_one_is_told(stoke: Any, tmp_path: Path, arguments: list[str]) -> None:
     ended = stoke(*arguments, "--home", tmp_path)
     assert ended.code == 1
@@ -90,6 +100,49 @@ def test_an_unknown_key_exits_2_and_names_the_nearest(
     assert ended.code == 2
     assert "training.learnig_rate" in ended.error
     assert "did you mean training.learning_rate?" in ended.error
+
+
+def test_a_name_that_is_not_utf8_is_told_as_it_is(stoke: Any, make_home: MakeHome, tmp_path: Path) -> None:
+    home = make_home()
+    file = write_jsonl(tmp_path / os.fsdecode(b"\xff\xe9.jsonl"), facts(3))
+    for command in ("submit", "train"):
+        ended = stoke(command, file, home=home)
+        assert ended.code == 1
+        assert ended.error == f"stoke: the name is not UTF-8 · {tmp_path}/\\xff\\xe9.jsonl · rename it\n"
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    assert "/\\xff/f.jsonl" in stoke("submit", write_jsonl(folder / "f.jsonl", facts(3)), home=home).error
+    assert stoke("queue", "--json", home=home).answer == []
+    answer = stoke("validate", file, "--json", home=home).answer
+    assert (answer["file"], answer["accepted"]) == (f"{tmp_path}/\\xff\\xe9.jsonl", 3)
+    assert answer["tokens"]["rows"] == 3
+    assert stoke("validate", file).out.startswith("\\xff\\xe9.jsonl: 3 good lines")
+
+
+def test_scripts_get_such_names_wherever_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    document = {"found": [PassedOver(os.fsdecode(b"step\xff"), "damaged")], "none": None, "share": 0.5, "at": Path("é")}
+    assert output.emit(document, as_json=True)
+    answer = orjson.loads(capfd.readouterr().out)
+    assert answer["found"] == [{"path": "step\\xff", "reason": "damaged"}]
+    assert (answer["none"], answer["share"], answer["at"]) == (None, 0.5, "é")
+
+
+def test_following_without_history_begins_now(make_home: MakeHome, environment: dict[str, str]) -> None:
+    home = make_home()
+    db = connect(home)
+    events.record(db, "early", "before anybody listened")
+    command = [sys.executable, "-m", "stokehold.cli.main", "events", "--limit", "0", "--follow", "--home", home.root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as listening:
+        assert listening.stdout is not None
+        os.set_blocking(listening.stdout.fileno(), False)
+
+        def heard() -> bytes | None:
+            events.record(db, "late", "while somebody listens")
+            return listening.stdout and listening.stdout.readline()
+
+        first = until(heard, home)
+        listening.kill()
+    assert b"late" in first
 
 
 def test_an_unwritable_folder_is_the_systems_word_not_a_traceback(stoke: Any, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from stokehold.store.judged import evaluations
 from stokehold.store.judged.items import COMPLETIONS, write_items
 from stokehold.store.models import checkpoints, versions
 from stokehold.store.models.references import resolve
+from stokehold.tasks.registry import draw, row
+from tiny_world import write_jsonl
 
 ITEMS = 30
+FAMILY = "arithmetic"
 
 
 @pytest.fixture
@@ -63,6 +66,34 @@ def test_readings_fill_a_screen_and_a_document(stoke: Any, judged: Home) -> None
         "correction": "ok",
     }
     assert answer["readings"]["mining"]["wrong"] == 10
+
+
+def test_the_next_mix_stands_beside_the_family_that_is_generated_and_is_told_by_its_suites(
+    stoke: Any, make_home: Callable[..., Home]
+) -> None:
+    home = make_home(improvement={"family": "syllo"})
+    rows: list[dict[str, Any]] = []
+    results: dict[str, SuiteResult] = {}
+    # All of the sums are right: pooled with them, puzzles of level 1 would weigh as much as those of level 2.
+    for suite, family, level, right in (
+        ("puzzles", "syllo", 1, 2),
+        ("puzzles", "syllo", 2, 5),
+        ("sums", FAMILY, 1, 10),
+    ):
+        write_jsonl(home.suites / f"{suite}.jsonl", [row(one) for one in draw(family, 1, 2, 0, "holdout")])
+        facts = {"suite": suite, "family": family, "level": level}
+        rows += [{**_row(item, item < right), **facts, "sample_id": f"{level}-{item}"} for item in range(10)]
+        by_level = {**(results[suite].by_level if suite in results else {}), str(level): {"exact": right / 10, "n": 10}}
+        results[suite] = SuiteResult(suite, SuiteState.OK, 10, exact=right / 10, by_level=by_level)
+    record = Evaluation(f"{1:016}", "step", "other", "how-what", results, 1.0, "", "2026-01-01T00:00:00.000Z", 10)
+    evaluations.save(home, connect(home), record, _writer(rows))
+    answer = stoke("readings", "--only", "curriculum", "--json", home=home).answer["readings"]["curriculum"]
+    assert (answer["mix"], answer["mix_of"]) == (pytest.approx({"1": 0.21 / 0.51, "2": 0.30 / 0.51}), "syllo")
+    shown = stoke("readings", "--only", "curriculum", home=home).out.splitlines()
+    lines = {tuple(line.split()[:2]): line for line in shown}
+    assert "41.2 %" in lines["syllo", "1"]
+    assert "58.8 %" in lines["syllo", "2"]
+    assert "41.2 %" not in lines[FAMILY, "1"]
 
 
 def test_a_reading_that_is_not_there_is_named(stoke: Any, judged: Home) -> None:

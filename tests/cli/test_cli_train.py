@@ -1,5 +1,6 @@
 """`stoke train` and the ledger: parts, repeats, refusals, failures."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import pytest
 
 from stokehold.core.records import JobState
 from stokehold.pipeline import trainer
+from stokehold.pipeline.foreground import Meter, train_files
+from stokehold.pipeline.worker import Leave
+from stokehold.store import failpoints
 from stokehold.store.db import events, job_rows, jobs, journal
 from stokehold.store.db.control import request
 from stokehold.store.db.database import connect
@@ -19,6 +23,29 @@ from tiny_world import facts, write_jsonl
 
 MakeHome = Callable[..., Home]
 KEYS = {"step", "loss", "examples", "tokens", "tokens_per_s", "checkpoint"}
+
+
+class LeaveWhen(Leave):
+    """Asked to leave from when something is true."""
+
+    def __init__(self, true: Callable[[], object]) -> None:
+        super().__init__()
+        self._true = true
+
+    def __call__(self) -> bool:
+        return bool(self._true())
+
+
+class Told(Meter):
+    """Remembers every share that it was to show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: list[float] = []
+
+    def show(self, name: str, share: float, facts: str) -> None:
+        self.shares.append(share)
+        super().show(name, share, facts)
 
 
 @pytest.fixture
@@ -175,6 +202,43 @@ def test_stop_ends_after_the_step_and_resume_goes_on(
         answer = stoke("train", file, "--json", home=home).answer
     assert (answer["step"], answer["jobs"][0]["state"]) == (2, "partial")
     assert stoke("train", file, "--resume", "--json", home=home).answer["examples"] == 300
+
+
+def test_leaving_while_the_disk_is_full_is_no_failure(stoke: Any, make_home: MakeHome, file: Path) -> None:
+    home = make_home()
+    db = connect(home)
+    leave = LeaveWhen(lambda: events.events(db, kind="disk_full"))
+    failpoints.arm("checkpoint.optimizer:full")
+    try:
+        with Meter() as meter:
+            answer = train_files(home, [file], None, False, leave, meter)
+    finally:
+        failpoints.arm("")
+    assert [(job["state"], job["reason"]) for job in answer["jobs"]] == [("partial", "leaving")]
+    assert events.events(db, kind="job_failed") == []
+    assert stoke("train", file, "--resume", "--json", home=home).answer["examples"] == 300
+
+
+def test_what_a_kill_left_half_written_is_swept_at_the_next_start(
+    stoke: Any, make_home: MakeHome, file: Path, environment: dict[str, str]
+) -> None:
+    home = make_home()
+    command = [sys.executable, "-m", "stokehold.cli.main", "train", str(file), "--home", str(home.root)]
+    armed = {**environment, failpoints.VARIABLE: "checkpoint.optimizer:kill"}
+    assert subprocess.run(command, env=armed, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert [path.name.startswith(".staging-step_") for path in home.checkpoints.iterdir()] == [True]
+    stoke("train", file, "--resume", "--steps", 1, home=home)
+    assert [path.name for path in home.checkpoints.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_bar_is_full_when_every_row_that_can_be_trained_was(make_home: MakeHome, tmp_path: Path) -> None:
+    home = make_home(training={"epochs": 3})
+    long = {"prompt": "x", "completion": "red " * 400}
+    file = write_jsonl(tmp_path / "mixed.jsonl", [*facts(90), *[{**long, "prompt": str(n)} for n in range(10)]])
+    with Told() as meter:
+        train_files(home, [file], None, False, Leave(), meter)
+    assert meter.shares == sorted(meter.shares)
+    assert meter.shares[-1] == 1.0
 
 
 def test_beside_stoke_up_it_is_refused_with_the_way_out(stoke: Any, make_home: MakeHome, file: Path) -> None:

@@ -8,6 +8,8 @@ from stokehold.core.identity import is_holdout, normalise
 from stokehold.core.records import Message, Sample
 from stokehold.data import firewall
 from stokehold.data.firewall import Firewall, question_hash, template_fingerprint
+from stokehold.tasks.registry import draw
+from stokehold.tasks.registry import identity_of as tasks_identity
 
 
 def ask(question: str, answer: str, **metadata: str) -> Sample:
@@ -40,6 +42,61 @@ def test_a_held_out_prompt_inside_a_longer_conversation_is_refused() -> None:
     later = (Message("user", "And its river?"), Message("assistant", "The Seine."))
     assert HELD.check(Sample("s", first + later), None)
     assert HELD.check(Sample("s", later), None) is None
+
+
+def said(*turns: str) -> Sample:
+    """A conversation written as `role: content`."""
+    return Sample("s", tuple(Message(*turn.split(": ", 1)) for turn in turns))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        ["system: Be kind.", "user: What is the capital of France?", "assistant: Paris"],
+        ["user: Hello", "assistant: Hi!", "user: what is the CAPITAL  of France?", "assistant: paris "],
+        ["system: s", "user: Hello", "user: What is the capital of France?", "assistant: Paris", "user: Thanks"],
+        ["system: s", "user: What is the capital of France?", "assistant: Paris", "user: And?", "assistant: No."],
+    ],
+)
+def test_a_held_out_turn_is_refused_behind_other_turns_where_the_answer_agrees(turns: list[str]) -> None:
+    assert "user's turn and its answer" in (HELD.check(said(*turns), None) or "")
+    assert "user's turn and its answer" in (HELD.check(said(*turns), "problem-9") or "")
+    other = [turn if "aris" not in turn else "assistant: Lyon" for turn in turns]
+    assert HELD.check(said(*other), None) is None
+    assert Firewall.from_dict(HELD.to_dict()) == HELD
+
+
+def test_a_turn_behind_a_shared_system_turn_is_held_out_and_one_behind_its_own_is_not() -> None:
+    kind, text = "system: Be kind.", "system: Dear all, the ship is late."
+    refund = ("user: What is the refund window?", "assistant: 30 days")
+    held = Firewall.of(
+        [
+            said(kind, *refund),
+            said(kind, "user: Who pays?", "assistant: We do."),
+            said(text, "user: Is this spam?", "assistant: no"),
+            said("user: Hello", "assistant: Hi!", "user: Thanks", "assistant: You're welcome."),
+        ],
+        identity_of,
+    )
+    assert held.check(said(*refund), None)
+    assert held.check(said("system: Be rude.", *refund), None)
+    assert held.check(said("system: You won a ship.", "user: Is this spam?", "assistant: no"), None) is None
+    assert (
+        held.check(said("user: it works", "assistant: !", "user: Thanks", "assistant: You're welcome."), None) is None
+    )
+
+
+def test_a_tasks_problem_without_its_metadata_is_refused_where_its_long_answer_agrees() -> None:
+    (puzzle,) = draw("syllo", 3, 1, 0, "holdout")
+    held = Firewall.of([puzzle], tasks_identity)
+    asked = puzzle.messages[0].content
+    assert asked.startswith("Puzzle ")
+    copied = ask(asked.replace("Puzzle ", "Puzzle 9"), puzzle.gold)
+    assert "but for numbers and names" in (held.check(copied, None) or "")
+    assert held.check(ask(copied.messages[0].content, "{}"), None) is None
+    (sum_,) = draw("arithmetic", 1, 1, 0, "holdout")
+    alike = ask(sum_.messages[0].content.replace("Compute: ", "Compute: 0"), sum_.gold)
+    assert Firewall.of([sum_], tasks_identity).check(alike, None) is None, "many sums have that value"
 
 
 def test_an_identity_is_refused_whatever_the_wording() -> None:

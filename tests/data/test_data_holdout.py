@@ -58,3 +58,14 @@ def test_prompts_that_repeat_too_often_are_trained() -> None:
 def test_groups_larger_than_the_share_are_taken_when_nothing_smaller_is_left() -> None:
     hashes = [content_hash(str(number // 30)) for number in range(600)]
     assert len(choose_holdout(hashes, 0.02)) == 30
+
+
+@pytest.mark.parametrize(("rows", "count"), [(200, 1), (200, 2), (210, 3), (300, 2), (600, 6)])
+def test_a_prompt_that_is_a_large_part_of_the_file_is_trained(rows: int, count: int) -> None:
+    hashes = [content_hash(str(number % count)) for number in range(rows)]
+    assert choose_holdout(hashes, 0.02) == set()
+
+
+@pytest.mark.parametrize(("rows", "size", "held"), [(201, 3, 21), (210, 15, 30), (209, 19, 38), (990, 90, 90)])
+def test_one_prompt_more_than_was_wanted_is_still_taken(rows: int, size: int, held: int) -> None:
+    assert len(choose_holdout([content_hash(str(number // size)) for number in range(rows)], 0.02)) == held

@@ -69,14 +69,15 @@ def test_what_fails_first_names_the_error(facts: dict[str, Any], kind: str | Non
 
 
 def test_curriculum_tells_loss_and_accuracy_by_family_and_level() -> None:
-    found = curriculum([*of(10, 1, 1), *of(2, 3, 1, gold_nll=2.0), *answers([None], level=None)], {2: 0.75, 10: 0.25})
+    judged = [*of(10, 1, 1), *of(2, 3, 1, gold_nll=2.0), *answers([None], level=None)]
+    found = curriculum(judged, {2: 0.75, 10: 0.25}, "syllo")
     assert [(kind["level"], kind["n"], kind["exact"]) for kind in found["kinds"]] == [
         (2, 4, 0.75),
         (10, 2, 0.5),
         (None, 0, None),
     ]
     assert found["kinds"][0]["nll_per_token"] == 2.0
-    assert found["mix"] == {"2": 0.75, "10": 0.25}
+    assert (found["mix"], found["mix_of"]) == ({"2": 0.75, "10": 0.25}, "syllo")
 
 
 def test_mining_puts_the_surest_of_the_wrong_and_the_least_sure_of_the_right_first() -> None:
@@ -183,7 +184,7 @@ def test_every_reading_is_json_without_a_number_that_is_not_finite(
 ) -> None:
     first, second = answers(before), answers(now, text=text, finish_reason=finish)
     found = [
-        curriculum(second, {1: 1.0}),
+        curriculum(second, {1: 1.0}, "syllo"),
         mining(second, 0.5),
         regression(second, [Rival(("previous",), "e", "r", first)], [first], MARGIN),
         comparison({"a": [item_reading(a) for a in first], "b": [item_reading(b) for b in second]}, "b"),

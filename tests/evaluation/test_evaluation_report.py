@@ -147,6 +147,13 @@ def test_the_page_tells_the_verdict_and_says_unknown_where_nothing_was_measured(
     assert f"hard/{3:016x}" in text
 
 
+def test_one_wrong_answer_of_many_is_seen() -> None:
+    a = [row("facts", i, "gold", i > 0, 1.0) for i in range(2500)]
+    made = report(a, a)
+    assert "| 2500 | 99.9 % | 99.9 % |" in markdown(made)
+    assert "99.9 % → 99.9 %" in Page(page(made)).text
+
+
 def test_conditions_that_differ_are_marked_and_come_first(two_suites: Report) -> None:
     other = replace(two_suites, b=replace(two_suites.b, conditions={**CONDITIONS, "engine": "greedy-2"}))
     found = Page(page(other))

@@ -73,7 +73,7 @@ def test_gold_scores_1_and_whatever_is_no_answer_0_the_same_each_time(name: str)
     assert examine([sample]).unscorable == {}
 
 
-ODD = st.text(max_size=60) | st.text('0123456789.,-+−/%eE^{}[]()":ABCab \n\\', max_size=60)
+ODD = st.text(max_size=60) | st.text("0123456789.,-+−/%eE^{}[]()\":ABCab \n\\\u2013'_$", max_size=60)
 
 
 @given(st.sampled_from(sorted(SCORERS)), ODD)
@@ -135,6 +135,43 @@ NUMBERS = {
     "1e99999": None,
     "٣": None,
     "9" * 5000: None,
+    "5'000": 5000,
+    "it is 1\u2019234\u2019567.5 m": Fraction("1234567.5"),
+    "12_000": 12000,
+    "12_0000": None,
+    "5'10": None,
+    "['5','6']": 6,
+    "12 000": None,
+    "1 234 567 km": None,
+    "12 000.50": None,
+    "between 100 200": None,
+    "2020 100": 100,
+    "1.5 200": 200,
+    "CO2 300": 300,
+    "100, then 200": 200,
+    r"12\,000": 12000,
+    r"1{,}234{,}567": 1234567,
+    r"1,\!000": 1000,
+    "-$5": -5,
+    r"-\$5": -5,
+    "$-5": -5,
+    "\u2212€1,000": -1000,
+    "10-$4": 4,
+    "10$-5": 5,
+    "\u20135": -5,
+    "x = \u20135": -5,
+    "\u20115": -5,
+    "GPT\u20114": None,
+    "3\u20135": 5,
+    "3 \u2013 5": 5,
+    "10%\u201320%": Fraction(1, 5),
+    "10€\u201320€": 20,
+    "5 km\u201310 km": 10,
+    "1e\u20133": Fraction(1, 1000),
+    "1.5×10^{\u20133}": Fraction(3, 2000),
+    "10^{-3}": None,
+    "10^{\u20133}": None,
+    "a_{1}": None,
 }
 
 
@@ -161,6 +198,14 @@ def test_numbers_are_compared_exactly_or_within_the_room_that_is_given() -> None
     assert value("numeric", "-200", "-202", relative=0.01) == 1.0
     assert value("numeric", "-200", "-202.1", relative="0.01") == 0.0
     assert value("numeric", "1", "none") == 0.0
+
+
+def test_no_part_of_a_number_is_taken_for_the_whole_of_it() -> None:
+    assert value("numeric", "12 000", "99 000") is None, "a gold answer that may be two numbers scores nobody"
+    for gold, wrong in (("12000", "99 000"), ("0", "12 000"), ("5'000", "0"), ("-$5", "$5"), ("$5", "-$5")):
+        assert value("numeric", gold, wrong) == 0.0, (gold, wrong)
+    for gold, right in (("5'000", "5,000"), ("-$5", "-5"), ("-5", "\u20135"), ("5000", r"5\,000")):
+        assert value("numeric", gold, right) == 1.0, (gold, right)
 
 
 @pytest.mark.parametrize("room", [-1, True, "wide", float("nan"), float("inf"), None, [1]])

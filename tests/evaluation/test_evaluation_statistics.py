@@ -317,4 +317,7 @@ def test_users_items_hang_together_by_template_and_task_items_stand_alone() -> N
     )
     family = [replace(sample, metadata={"family": "arithmetic"}) for sample in suite]
     assert clusters_of(family) == [None] * 30
+    for own in ("billing", ["arithmetic"], None):
+        named = [replace(sample, metadata={"family": own}) for sample in suite]
+        assert clusters_of(named) == found, "a word for one's own groups makes nobody stand alone"
     assert clusters_of([asked("a", template="t1"), asked("b", cluster="c", template="t1")]) == ["t1", "c"]

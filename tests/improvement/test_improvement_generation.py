@@ -80,6 +80,7 @@ def test_history_pools_suites_by_count_and_skips_what_is_not_ok() -> None:
     second = {"a": suite("a", 0.5, 10)}
     assert level_history([first, second], [1, 2]) == {1: [0.25, 0.5], 2: []}
     assert level_history([first], [1], suites=["a"]) == {1: [1.0]}
+    assert level_history([first], [1], suites=[]) == {1: []}
 
 
 def test_failures_are_the_scored_and_wrong() -> None:
@@ -114,7 +115,8 @@ def test_siblings_are_fresh_training_problems_of_the_same_level_and_never_the_it
 def test_a_users_own_failures_and_closed_levels_give_nothing() -> None:
     own = Sample("u", (Message("user", "secret"), Message("assistant", "gold")), metadata={"level": 1})
     named = replace(own, metadata={"family": "tickets", "level": 1})
-    assert siblings([own, named, *held_out(3, 2)], (1, 2), 50, Supply(1)) == []
+    listed = replace(own, metadata={"family": ["syllo"], "level": 1})
+    assert siblings([own, named, listed, *held_out(3, 2)], (1, 2), 50, Supply(1)) == []
 
 
 def test_levels_that_overlap_give_no_problem_twice() -> None:

@@ -5,10 +5,13 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from bench import Bench
 
 from stokehold.core.records import JobState, Priority
+from stokehold.pipeline.device import Leaving
 from stokehold.store.db import control, events, job_rows, journal
+from stokehold.store.judged import evaluations
 from stokehold.store.models import checkpoints
 from tiny_world import facts, held_out_facts, write_jsonl
 
@@ -148,6 +151,74 @@ def test_a_pause_may_give_the_memory_back(bench: Callable[..., Bench]) -> None:
     assert one.run(job) is JobState.COMPLETED
     assert alive == [("paused", None, None)]
     assert (one.rows_trained(), one.weights()) == (ROWS, straight(bench))
+
+
+def test_a_pause_between_two_files_gives_the_memory_back_too(bench: Callable[..., Bench]) -> None:
+    one, straight = bench(), bench()
+    for name, rows in (("one.jsonl", facts(ROWS)), ("two.jsonl", facts(60, seed=5))):
+        straight.run(straight.dataset(name, rows))
+    assert one.run(one.dataset("one.jsonl", facts(ROWS))) is JobState.COMPLETED
+    assert one.trainer.lineage is not None
+    model = weakref.ref(one.trainer.lineage.model)
+    control.request(one.db, "pause")
+    one.trainer.idle()
+    assert model() is not None, "an ordinary pause keeps it warm"
+    control.request(one.db, "pause", free=True)
+    one.trainer.idle()
+    assert (one.trainer.lineage, model()) == (None, None)
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append((one.trainer.state, one.trainer.lineage))
+        control.request(one.db, "resume")
+
+    # A file that comes meanwhile does not open it either.
+    job = one.dataset("two.jsonl", facts(60, seed=5))
+    one.at = {0: [lambda: None, look]}
+    assert one.run(job) is JobState.COMPLETED
+    assert seen == [("paused", None)]
+    assert one.weights() == straight.weights()
+
+
+def test_who_leaves_during_such_a_pause_does_not_open_the_model_first(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    job = one.dataset("one.jsonl", facts(ROWS))
+    assert job.dataset is not None
+    control.request(one.db, "pause", free=True)
+    one.at = {0: [lambda: None, lambda: setattr(one, "gone", True)]}
+    with pytest.raises(Leaving):
+        one.trainer.train(job.id, job.id, job.dataset)
+    assert (one.trainer.lineage, one.step()) == (None, 0)
+
+
+def test_leaving_while_the_champion_is_judged_anew_ends_in_order(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    write_jsonl(one.home.suites / "facts.jsonl", held_out_facts()[:4])
+    one.run(one.dataset("one.jsonl", facts(ROWS)))
+    one.home.write_config(one.home.config_path.read_text().replace("max_new_tokens = 24", "max_new_tokens = 9"))
+    other = one.restarted()
+    job = other.dataset("two.jsonl", facts(60, seed=5))
+    assert job.dataset is not None
+    judged = lambda: evaluations.list_evaluations(other.home, other.db)  # noqa: E731
+    other.trainer.leaving = lambda: len(judged()) > 1
+    outcome = other.trainer.train(job.id, str(job_rows.get_payload(other.db, job.id)["run"]), job.dataset)
+    assert (outcome.state, outcome.reason, len(judged())) == (JobState.PARTIAL, "leaving", 2)
+    newest = next(found for found in judged() if found.step == other.step())
+    assert evaluations.decided(other.db, newest.id)[1] is None
+    other.trainer.leaving = lambda: False
+    assert other.run(job) is JobState.COMPLETED
+    assert evaluations.decided(other.db, newest.id)[1] is not None
+    other.close()
+
+
+def test_a_file_with_rows_that_cannot_be_trained_gets_to_its_end(bench: Callable[..., Bench]) -> None:
+    one = bench(training={"epochs": 3, "accumulation": 99})
+    long = [{"prompt": str(n), "completion": "red " * 400} for n in range(5)]
+    job = one.dataset("mixed.jsonl", [*facts(20), *long])
+    told: list[object] = []
+    one.at = {1: [lambda: told.append((job_rows.get_job(one.db, job.id).progress, one.trainer.status.facts["epoch"]))]}
+    assert one.run(job) is JobState.COMPLETED
+    assert (one.step(), told) == (1, [(1.0, 3.0)])
 
 
 def test_the_same_rows_again_are_a_run_of_their_own(bench: Callable[..., Bench]) -> None:

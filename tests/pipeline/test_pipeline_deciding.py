@@ -65,6 +65,8 @@ def test_equal_models_stay_undecided_and_it_is_said_how_many_more(make_home: Mak
 
 def test_drawn_problems_are_held_out_distinct_and_of_the_kinds_that_the_suites_hold(make_home: Make) -> None:
     home = home_with_problems(make_home)
+    odd = [{"prompt": "a?", "completion": "b", "metadata": {"family": ["arithmetic"], "level": [1]}}]
+    write_jsonl(home.suites / "odd.jsonl", odd)
     assert kinds_of(home, home.config()) == [KIND]
     found = list(fresh([KIND, ("syllogism", 2)], 30, 7))
     identities = [identity_of(sample) for sample in found]

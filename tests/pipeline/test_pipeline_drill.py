@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stokehold.core.errors import NotFoundError
+from stokehold.core.records import JobState
+from stokehold.pipeline import upkeep
 from stokehold.pipeline.drill import drill
 from stokehold.store.backup import drills
 from stokehold.store.db import events
@@ -151,3 +153,19 @@ def test_the_command_tells_and_exits_by_the_result(home: Home, environment: dict
     answer = orjson.loads(failed.stdout)
     assert (answer["version"], answer["ok"]) == (bad, False)
     assert answer == {**asdict(drills.latest(home) or answer), "differences": []}
+
+
+def test_nothing_recorded_fails_the_command_and_not_the_night(home: Home, environment: dict[str, str]) -> None:
+    name = version(home, spoil=lambda folder: (folder / GOLDEN).unlink())
+    command = [sys.executable, "-m", "stokehold.cli.main", "versions", "drill", "--home", str(home.root)]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert told.returncode == 1
+    assert told.stdout.startswith(f"{name}: not compared, loaded, but nothing is recorded")
+    db = connect(home)
+    assert upkeep.run(home, db, {"job": "sched-nightly-1"}) is JobState.COMPLETED
+    assert events.events(db, kind="upkeep_failed") == []
+    assert [event.data["duty"] for event in events.events(db, kind="upkeep")] == list(upkeep.DUTIES)
+    version(home, 1, lose_a_layer)
+    assert upkeep.run(home, db, {"job": "sched-nightly-2"}) is JobState.FAILED
+    (failed,) = events.events(db, kind="upkeep_failed")
+    assert failed.data["duty"] == "drill"

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,15 @@ import pytest
 import torch
 from bench import Bench
 
+from journal_step import journal_step
 from stokehold.core.config import describe
 from stokehold.core.errors import ConfigError, IntegrityError
 from stokehold.core.records import Evaluation, Job, JobState, Verdict
+from stokehold.inference.engine import Engine
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.evaluator import STAGES, Bureau, Evaluator
-from stokehold.pipeline.promote import TAKEN_BACK
+from stokehold.pipeline.promote import BEST, TAKEN_BACK
+from stokehold.pipeline.rivals import judge_rivals, opened_on
 from stokehold.pipeline.worker import Leave
 from stokehold.pipeline.workflows import hand_over, run_stage
 from stokehold.store.db import events, job_rows, jobs, journal
@@ -272,6 +276,50 @@ def test_what_was_given_up_or_damaged_is_not_judged(apart: Callable[..., Apart])
     assert one.run(waiting) is JobState.COMPLETED
     assert one.queued("promote") == []
     assert readings(one) == {}
+
+
+def test_a_judging_that_fails_is_given_up_also_while_the_trainer_steps(apart: Callable[..., Apart]) -> None:
+    one = apart()
+    one.run(one.dataset("one.jsonl", facts(40)))
+    (waiting,) = one.queued("evaluate")
+    tries = iter(range(one.step() + 1, one.step() + 1 + job_rows.MAX_ATTEMPTS))
+    weights = Path(checkpoints.list_checkpoints(one.home)[-1].path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    def while_it_steps(bureau: Bureau, payload: Mapping[str, Any]) -> JobState:
+        step = next(tries, None)
+        assert step is not None or pytest.fail("tried again and again")
+        journal.append(one.db, journal_step(step))
+        return STAGES["evaluate"](bureau, payload)
+
+    assert run_stage(one.bureau, while_it_steps, job_rows.get_payload(one.db, waiting.id)) is JobState.FAILED
+    assert "damaged" in str(job_rows.get_job(one.db, waiting.id).error)
+    assert len(events.events(one.db, kind="job_failed")) == job_rows.MAX_ATTEMPTS
+
+
+def test_champion_and_best_are_judged_one_model_at_a_time(apart: Callable[..., Apart]) -> None:
+    one = apart()
+    for number in (1, 2):
+        one.submit(f"{number}.jsonl", facts(40, seed=number))
+        one.drain()
+    first, second = versions.list_versions(one.home)
+    versions.set_alias(one.home, one.db, versions.CHAMPION, second.name)
+    versions.set_alias(one.home, one.db, BEST, first.name)
+    config = one.home.config()
+    other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_new_tokens": 3})})
+    evaluation = replace(evaluations.list_evaluations(one.home, one.db)[0], fingerprint="another-way")
+    models: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def opened(*given: Any) -> Engine:
+        alive.append(sum(model() is not None for model in models))
+        engine = opened_on(other)(*given)
+        assert isinstance(engine, Engine)
+        models.append(weakref.ref(engine.model))
+        return engine
+
+    judge_rivals(one.home, one.db, other, evaluation, opened, lambda _step: None)
+    assert alive == [0, 0]
 
 
 def test_an_evaluator_that_cannot_work_here_says_so(make_home: Callable[..., Home]) -> None:

@@ -19,6 +19,7 @@ from stokehold.store.datasets import dataset_folder
 from stokehold.store.db import journal
 from stokehold.store.home import Home
 from stokehold.store.judged import evaluations
+from stokehold.store.judged.items import write_items
 from stokehold.tasks.registry import draw, identity_of, row
 from tiny_world import write_jsonl
 
@@ -100,6 +101,27 @@ def test_corrections_come_in_by_the_front_door_and_hold_nothing_held_out(world: 
     assert not {prompt_hash(sample.messages) for sample in items} & {prompt_hash(sample.messages) for sample in rows}
     questions = [sample.question[-1].content for sample in items]
     assert not [s for s in corrected if any(asked in s.question[-1].content for asked in questions)]
+
+
+def test_suites_of_other_families_do_not_change_what_is_generated_next(world: Callable[..., Bench]) -> None:
+    def level_shares(**more: dict[str, float]) -> list[int]:
+        one = world(failure_share=0.0)
+        by_level = {"1": {"exact": 0.5, "n": 6}, "2": {"exact": 0.5, "n": 6}}
+        results = {"easy": SuiteResult("easy", SuiteState.OK, 12, exact=0.5, by_level=by_level)}
+        for name, level in more.items():
+            write_jsonl(
+                one.home.suites / f"{name}.jsonl", [{"prompt": "a?", "completion": "b", "metadata": {"level": 1}}]
+            )
+            results[name] = SuiteResult(name, SuiteState.OK, 99, exact=1.0, by_level={"1": level})
+        record = Evaluation(f"{3:016}", "r", "w", "how-what", results, 0.1, "", "2026-01-01T00:00:03Z", 30)
+        evaluations.save(one.home, one.db, record, lambda folder: write_items(folder, []))
+        assert write_next_file(one.home, one.client, record.id, "improve-a").file
+        rows = [orjson.loads(line) for line in generated(one)[0].read_bytes().splitlines()]
+        return sorted(row["metadata"]["level"] for row in rows)
+
+    alone = level_shares()
+    assert alone == [1] * (ROWS // 2) + [2] * (ROWS // 2)
+    assert level_shares(own={"exact": 1.0, "n": 99}) == alone
 
 
 def test_the_same_job_writes_its_file_once(world: Callable[..., Bench]) -> None:

@@ -83,6 +83,13 @@ def test_a_share_is_held_out_and_never_trained_afterwards(make_home: Callable[..
     assert again.rejected == len(held & {row["prompt"] for row in rows[:100]}) > 0
 
 
+def test_a_file_of_one_question_is_trained_whole(make_home: Callable[..., Home], tmp_path: Path) -> None:
+    rows = [{"prompt": "tell me something", "completion": f"it is {n}"} for n in range(200)]
+    home = make_home(evaluation={"holdout_share": 0.02})
+    dataset = take_in(home, write_jsonl(tmp_path / "one.jsonl", rows))
+    assert (dataset.accepted, dataset.held_out, len(lines(home, dataset, "rows.jsonl"))) == (200, 0, 200)
+
+
 def test_what_a_suite_holds_is_refused_in_any_spelling(make_home: Callable[..., Home], tmp_path: Path) -> None:
     home = make_home()
     write_jsonl(home.suites / "facts.jsonl", held_out_facts())

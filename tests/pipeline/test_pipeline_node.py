@@ -53,7 +53,8 @@ class Elsewhere(Bench):
         self.trainer.hand_over = lambda *given: hand_over(self.client, *given)
         self.leave = Leave()
         self.bureau = Bureau(home, self.client, DeviceQueue(), Evaluator(home, home.config(), self.db, self.leave))
-        threading.Thread(target=self.bureau.device.serve, args=(lambda: self.closed,), daemon=True).start()
+        served = (lambda: self.closed, self.bureau.evaluator.idle)
+        threading.Thread(target=self.bureau.device.serve, args=served, daemon=True).start()
 
     def run(self, job: Any) -> JobState:
         if job.kind != "evaluate":
@@ -333,6 +334,61 @@ def test_another_question_ends_the_one_before(make_home: Callable[..., Home]) ->
     evaluation_requests.ask(home, second)
     assert evaluation_requests.answers(home, second) is None
     assert evaluation_requests.waiting(home) == second
+
+
+def test_what_was_asked_ends_with_the_job_that_asked(elsewhere: Callable[..., Elsewhere], node: Home) -> None:
+    one = elsewhere()
+    for number in (1, 2):
+        one.submit(f"{number}.jsonl", facts(40, seed=number))
+        one.drain(["ingest", "train"])
+    first, second = one.queued("evaluate")
+    thread = one.judging()
+    asked_first = evaluation_requests.waiting(one.home)
+    one.client.cancel(first.id)
+    until(lambda: evaluation_requests.waiting(one.home) not in (None, asked_first))
+    assert one.state(first) is JobState.CANCELLED, "the next is not kept waiting by it"
+    with serving(one.home) as url:
+        answer(node, url, one.home.token())
+    thread.join(PATIENCE_S)
+    assert one.state(second) is JobState.COMPLETED
+    assert [e.step for e in evaluations.list_evaluations(one.home, one.db)] == [one.step()]
+    until(lambda: list((one.home.status / "asked").iterdir()) == [])
+    one.client.retry(first.id)
+    one.judging()
+    one.client.cancel(first.id)
+    until(lambda: evaluation_requests.current(one.home) is None)
+    assert evaluation_requests.silence_s(one.home) is None, "no alert of a node that is away"
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
+def test_what_was_asked_waits_for_a_job_that_is_taken_up_and_for_no_other(
+    elsewhere: Callable[..., Elsewhere], end: str
+) -> None:
+    one = elsewhere()
+    one.closed = True  # nobody but us looks
+    job = one.client.enqueue("evaluate", {"file": "one.jsonl", "step": 1, "weights": "w"})
+    request = asked(one.home)
+    for state in (JobState.QUEUED, JobState.RUNNING):
+        job_rows.set_state(one.db, job.id, state)
+        one.bureau.evaluator.idle()
+        assert evaluation_requests.waiting(one.home) == request
+    job_rows.set_state(one.db, job.id, JobState(end))
+    one.bureau.evaluator.idle()
+    assert evaluation_requests.current(one.home) is None
+
+
+def test_a_home_that_judges_by_itself_again_asks_no_node(make_home: Callable[..., Home], environment: Any) -> None:
+    home = make_home()
+    asked(home)
+    command = [sys.executable, "-m", "stokehold.pipeline.worker", "--home", str(home.root)]
+    with (home.logs / "trainer.log").open("ab") as log:
+        worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        until(lambda: evaluation_requests.current(home) is None, home)
+        assert worker.poll() is None
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(PATIENCE_S)
 
 
 def test_a_disk_that_changes_a_bit_makes_it_asked_anew(make_home: Callable[..., Home]) -> None:

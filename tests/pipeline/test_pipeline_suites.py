@@ -441,6 +441,41 @@ def test_a_broken_suite_stops_neither_training_nor_the_other_suites(bench: Calla
     assert "no such suite" in alert.text
 
 
+def test_a_suite_in_which_nothing_can_be_scored_is_listed_as_it_is_judged(
+    bench: Callable[..., Bench], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = bench()
+    unsaid = [{"messages": [{"role": "user", "content": question}]} for question in ("a?", "b?", "c?")]
+    suites = {
+        "open": unsaid,
+        "poems": [asked("a?", "b", scorer="judge"), asked("c?", "d", scorer="judge")],
+        "texts": [{"text": "what colour is sea"}, *unsaid],
+        "mixed": [asked("a?", "b", scorer="judge"), asked("c?", "d"), *unsaid],
+    }
+    for name, rows in suites.items():
+        write_jsonl(one.home.suites / f"{name}.jsonl", rows)
+
+    def listed() -> dict[str, Any]:
+        main(["suites", "--home", str(one.home.root), "--json"])
+        return {shown["suite"]: shown for shown in json.loads(capsys.readouterr().out)}
+
+    shown, found = listed(), evaluate_ref(one.home, one.db, one.home.config(), "base").suites
+    for name, result in found.items():
+        broken = result.state is SuiteState.BROKEN
+        assert (shown[name]["state"], broken) == (result.state.value, name in ("open", "poems")), (name, result.reason)
+        assert shown[name]["unscorable"] == len(suites[name]) - (0 if broken else result.n)
+        if broken:
+            assert shown[name]["reason"] == result.reason
+    assert "set judge.url and judge.model" in shown["poems"]["reason"]
+    one.home.write_config(describe(parse_config({"judge": {"url": "http://127.0.0.1:1/v1", "model": "m"}})))
+    assert {name: entry["unscorable"] for name, entry in listed().items()} == {
+        "open": 3,
+        "poems": 0,
+        "texts": 3,
+        "mixed": 3,
+    }
+
+
 def test_suites_are_listed_with_what_is_wrong(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(home.suites / "mine.jsonl", [asked("a?", "b"), asked("c?", "d", scorer="numeric")])
     (home.suites / "bad.jsonl").write_bytes(b"{")

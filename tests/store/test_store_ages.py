@@ -20,6 +20,7 @@ from tiny_world import safetensors
 
 DAY_S, YEAR_S = 24 * 3600.0, 365 * 24 * 3600.0
 THEN_S = 1_800_000_000.0
+WALL, BOOT = time.time, time.clock_gettime
 
 
 def test_the_clock_of_an_honest_machine_is_believed(home: Home) -> None:
@@ -86,3 +87,39 @@ def test_neither_trash_nor_retention_believes_a_clock_that_jumped(
     assert BlobStore(home.blobs).path(blob).is_file()
     monkeypatch.setattr(time, "clock_gettime", lambda which: boots(which) + YEAR_S)
     assert trash.empty(home) == ["checkpoints/step_000000001", "checkpoints/step_000000002"], "a year did pass"
+
+
+def shift(monkeypatch: pytest.MonkeyPatch, wall_s: float, boot_s: float = 0.0) -> None:
+    """Sets the wall clock, and the one since boot, so much ahead of the machine's."""
+    monkeypatch.setattr(time, "time", lambda: WALL() + wall_s)
+    monkeypatch.setattr(time, "time_ns", lambda: int((WALL() + wall_s) * 1e9))
+    monkeypatch.setattr(time, "clock_gettime", lambda which: BOOT(which) + boot_s)
+
+
+@pytest.mark.parametrize("was_off", [True, False])
+def test_what_is_thrown_away_while_the_wall_clock_is_ahead_goes_when_its_time_is_over(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_off: bool
+) -> None:
+    present_s(home)
+    if was_off:  # from Friday to Tuesday; otherwise somebody set the clock
+        (tmp_path / "boot_id").write_text("another start of the machine")
+        monkeypatch.setattr(ages, "BOOT_ID", tmp_path / "boot_id")
+    shift(monkeypatch, 4 * DAY_S)
+    publish_checkpoint(home, 1, weights, {"step": 1})
+    trash.discard(home, checkpoint_folder(home, 1), trash.PRUNED)
+    assert trash.empty(home) == []
+    over_s = trash.PRUNED_KEEP_S + 60.0
+    shift(monkeypatch, 4 * DAY_S + over_s, over_s)
+    assert trash.empty(home) == ["checkpoints/step_000000001"]
+
+
+def test_two_of_a_name_that_come_at_one_moment_both_have_a_place(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    wall_s, boot_s = WALL(), BOOT(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "time", lambda: wall_s)
+    monkeypatch.setattr(time, "time_ns", lambda: int(wall_s * 1e9))
+    monkeypatch.setattr(time, "clock_gettime", lambda _which: boot_s)
+    gone = []
+    for _ in range(2):
+        publish_checkpoint(home, 1, weights, {"step": 1})
+        gone.append(trash.discard(home, checkpoint_folder(home, 1), "set aside"))
+    assert trash.find(home, checkpoint_folder(home, 1)) == gone[::-1], "the newest first"

@@ -81,6 +81,20 @@ def test_a_plain_file_is_read_again_only_when_it_changed(home: Home, db: Databas
     assert after.blake3 != before.blake3
 
 
+@pytest.mark.parametrize("damage", [b"{", None])
+def test_a_damaged_list_in_the_newest_snapshot_costs_reading_and_no_backup(
+    home: Home, db: Database, damage: bytes | None
+) -> None:
+    save_suite(home, "frozen", [{"id": "1"}])
+    first = snapshot(home, db, "one")
+    (before,) = contents(Path(first.path)).files
+    path = Path(first.path) / CONTENTS
+    path.unlink() if damage is None else path.write_bytes(damage)
+    taken = snapshot(home, db, "two")
+    assert contents(Path(taken.path)).files == (before,)
+    assert verify_snapshot(home, taken) == []
+
+
 def test_the_copy_is_of_one_moment_and_of_committed_rows(home: Home, db: Database) -> None:
     journal.append(db, journal_step(1))
     with db.write() as connection:

@@ -155,6 +155,15 @@ def test_young_blobs_and_held_staging_stay(home: Home, db: Database) -> None:
     assert BlobStore(home.blobs).path(lonely).exists()
 
 
+def test_staging_that_is_gone_when_it_is_opened_stops_nothing(home: Home, db: Database) -> None:
+    (home.versions / ".staging-v0001").symlink_to(home.versions / "gone")  # listed, and not there to be opened
+    left = home.versions / ".staging-v0002"
+    left.mkdir()
+    done = retention.run(home, db)
+    assert [line.name for line in done.lines if line.kind == "scratch"] == ["versions/.staging-v0002"]
+    assert not left.exists()
+
+
 def test_an_unreadable_manifest_spares_every_blob(home: Home, db: Database) -> None:
     folder = three(home, db)[0]
     lonely = BlobStore(home.blobs).add(_file(home, 100))
@@ -259,6 +268,21 @@ def collected(home: Home, told: str | None) -> str:
     finally:
         db.close()
     return "old" if left or len(list(home.backups.iterdir())) > 1 else "new"
+
+
+def test_what_goes_away_while_it_is_counted_is_left_out(tmp_path: Path) -> None:
+    """A living trainer prunes checkpoints and empties the trash meanwhile."""
+    folder = tmp_path / "checkpoint"
+    (folder / "inner").mkdir(parents=True)
+    for path in (folder / "a", folder / "b", folder / "inner" / "c"):
+        path.write_bytes(b"content")
+    looking = space.files_of(folder)
+    first, _ = next(looking)
+    (folder / ("b" if first.name == "a" else "a")).unlink()
+    (folder / "inner" / "c").unlink()
+    (folder / "inner").rmdir()
+    assert list(looking) == []
+    assert space.freed([folder, tmp_path / "gone"]) == first.lstat().st_blocks * space.BLOCK_BYTES
 
 
 def test_collecting_under_every_fault(tmp_path: Path) -> None:

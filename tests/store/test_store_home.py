@@ -82,3 +82,26 @@ def test_a_lock_dies_with_its_process(home: Home) -> None:
     other.wait()
     other.stdout.close()
     home.lock("trainer", "mine").release()
+
+
+def test_a_lock_whose_note_finds_no_room_is_taken_and_let_go(home: Home) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path; from stokehold.store.home import Home\n"
+        "home = Home(Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with home.lock('trainer', 'the other'): print('held', flush=True); sys.stdin.read()\n"
+        "home.lock('trainer', 'again')"
+    )
+    command = [sys.executable, "-c", program, str(home.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError, match="another process"):
+            home.lock("trainer", "mine")
+        other.communicate()
+    assert other.returncode == 0
+
+
+def test_a_lock_that_cannot_be_made_is_held_by_nobody(home: Home) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        home.lock("trainer", "a note that is no text: \udcff")
+    home.lock("trainer", "now").release()

@@ -1,5 +1,7 @@
 """A second place: only what is missing travels, all of it is read back, and nothing foreign is trusted."""
 
+import errno
+import os
 import pickle
 import socket
 import subprocess
@@ -14,12 +16,13 @@ from matrix import every_fault
 from test_store_backups import fill, tensors
 
 from stokehold.core.config import Config
-from stokehold.core.errors import IntegrityError, NotFoundError, StokeholdError, UsageError
+from stokehold.core.errors import DiskFullError, IntegrityError, NotFoundError, StokeholdError, UsageError
 from stokehold.store.backup import offsite
 from stokehold.store.backup.backups import CONTENTS, list_snapshots, snapshot, verify_snapshot
 from stokehold.store.backup.locations import MARKER, Location, blob_name, open_location, snapshot_name
 from stokehold.store.backup.restoring import restore
 from stokehold.store.db.database import Database, connect
+from stokehold.store.disk import Disk, Fault, FaultyDisk
 from stokehold.store.home import Home
 from stokehold.store.models import checkpoints
 from waiting import free_ports
@@ -210,6 +213,43 @@ def test_an_object_nobody_read_back_is_not_trusted(home: Home, db: Database) -> 
     offsite.copy(home, taken, counting)  # type: ignore[arg-type]
     assert counting.put_names == [victim]
     assert offsite.verify(location, taken) == []
+
+
+class Cramped(Disk):
+    """Has room for half of a file."""
+
+    def copy(self, source: Path, target: Path) -> str:
+        content = source.read_bytes()
+        target.write_bytes(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+
+def test_a_copy_that_found_no_room_leaves_no_half_file(home: Home, db: Database, tmp_path: Path) -> None:
+    fill(home, db)
+    taken, away = snapshot(home, db, "x"), tmp_path / "away"
+    with pytest.raises(DiskFullError):
+        offsite.copy(home, taken, open_location(str(away), Cramped()))
+    assert sorted(path.name for path in away.iterdir()) == ["blobs", MARKER]
+    counting = FaultyDisk()
+    open_location(str(tmp_path / "counted"), counting).write(MARKER, b"whole")
+    (last,) = (number for number, change in enumerate(counting.changes) if change.startswith("rename"))
+    failing = open_location(str(tmp_path / "failing"), FaultyDisk(Fault("io", last)))
+    with pytest.raises(StokeholdError):
+        failing.write(MARKER, b"whole")
+    assert list((tmp_path / "failing").iterdir()) == []
+
+
+def test_what_a_killed_copy_left_half_written_goes_after_a_day(home: Home, db: Database, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    offsite.run(home, db, "one", str(away))
+    for name, age_s in (("old", 2 * offsite.HALF_S), ("new", 0.0)):
+        path = away / f".staging-{name}"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age_s, time.time() - age_s))
+    before = open_location(str(away)).names()
+    offsite.run(home, db, "two", str(away))
+    assert [path.name for path in away.glob(".staging-*")] == [".staging-new"], "another home may be writing it"
+    assert before.items() <= open_location(str(away)).names().items()
 
 
 def test_names_are_hashes_and_a_home_is_no_place(home: Home, db: Database) -> None:

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 
+import orjson
 import pytest
 import sqlalchemy as sa
 from matrix import every_fault
@@ -20,14 +23,15 @@ from stokehold.store.backup import offsite
 from stokehold.store.backup.backups import snapshot
 from stokehold.store.backup.locations import open_location
 from stokehold.store.backup.restoring import restore
-from stokehold.store.db import control, job_rows, journal
+from stokehold.store.db import control, job_rows, journal, tables
 from stokehold.store.db.database import Database, connect
 from stokehold.store.db.jobs import JobsClient
 from stokehold.store.db.migrations import MIGRATIONS
 from stokehold.store.db.postgresql import run_client
 from stokehold.store.files import verify
 from stokehold.store.home import Home
-from stokehold.store.models import checkpoints, versions
+from stokehold.store.housekeeping import thinning
+from stokehold.store.models import checkpoints, lineage, versions
 from waiting import free_ports
 
 
@@ -207,3 +211,19 @@ def test_a_home_on_postgresql_is_copied_before_it_is_migrated(tmp_path: Path, se
     kept.unlink()
     connect(home).close()
     assert not kept.exists(), "what is as it should be is not copied"
+
+
+def test_sums_of_the_journal_are_whole_numbers_on_every_database(tmp_path: Path, server: str) -> None:
+    told = []
+    for url in (f"sqlite:///{tmp_path / 'stoke.db'}", f"{server}/one"):
+        db = connect(url)
+        for step in (3, 4):
+            journal.append(db, journal_step(step))
+        with db.write() as connection:
+            rows = [SimpleNamespace(**asdict(journal_step(step))) for step in (1, 2)]
+            connection.execute(tables.journal_aggregates.insert(), [thinning.aggregate(rows)])  # type: ignore[arg-type]
+        totals = journal.job_totals(db, ["train-a"])
+        assert totals.tokens / totals.seconds == 200.0
+        told.append(orjson.dumps([totals, journal.examples_by_dataset(db, 4), lineage.trained_files(db)]))
+        db.close()
+    assert told[0] == told[1]

@@ -10,8 +10,12 @@ from stokehold.core.config import Config
 from stokehold.core.records import Evaluation, Step, SuiteResult, SuiteState
 from stokehold.store.backup.drills import Drill
 from stokehold.store.backup.offsite import Standing
+from stokehold.store.db import events
+from stokehold.store.db.jobs import JobsClient
+from stokehold.store.home import Home
 from stokehold.supervisor import alerts
 from stokehold.supervisor.facts import Facts, Machine
+from stokehold.supervisor.main import REMIND_S, Supervisor
 from stokehold.supervisor.status import from_facts
 from stokehold.supervisor.trainer import Trainer
 
@@ -189,3 +193,21 @@ def test_a_drill_that_failed_is_told_until_one_succeeds() -> None:
     assert "v0007 failed: a log-probability is off by 2 nats; `stoke versions verify v0007`" in told["text"]
     for ok in (True, None):  # without anything recorded there is nothing to be told of
         assert kinds(Facts(Config(), NOW, drill=replace(failed, ok=ok))) == set()
+
+
+def test_an_alert_that_stands_is_one_event_and_a_new_one_after_it_was_away(home: Home, client: JobsClient) -> None:
+    supervisor = Supervisor(home, client, ())
+    low = {"kind": "disk_low", "severity": alerts.CRITICAL, "text": "4.0 GB free"}
+
+    def told(*seconds: float) -> int:
+        for second in seconds:
+            supervisor._tell_alerts([low], second)
+            supervisor._tell_alerts([], second + 0.5)
+        return len(events.events(client.db, kind="alert"))
+
+    days = [number * REMIND_S / 2 for number in range(288)]
+    assert told(*days) == 1
+    assert told(days[-1] + REMIND_S) == 1, "it came and went"
+    assert told(days[-1] + 2 * REMIND_S + 1) == 2
+    (found,) = events.events(client.db, kind="alert", limit=1)
+    assert (found.text, found.data) == ("disk_low: 4.0 GB free", {"severity": "critical"})

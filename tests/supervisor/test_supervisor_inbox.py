@@ -1,8 +1,10 @@
 """The door: what becomes a job, what waits, what is refused; and that no byte is ever lost."""
 
 import os
+import resource
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,52 @@ def test_a_file_that_cannot_be_read_harms_no_other(shared_home: Home, told: Told
     finally:
         if os.getuid() == 0:
             os.seteuid(0)
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """New files get their name, and not one byte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_reason_that_finds_no_room_leaves_nothing_behind(home: Home, look: Look, told: Told, tmp_path: Path) -> None:
+    (home.inbox / "link.jsonl").symlink_to(tmp_path / "nowhere")
+    look(0.0)
+    with no_room():
+        for number in range(1, 4):
+            look(number * (RETRY_S + 1))
+    assert list((home.inbox / "refused").iterdir()) == []
+    assert [kind for kind, _ in told] == ["inbox"], "told once"
+    look(10 * RETRY_S)
+    assert set(refused(home)) == {"link.jsonl"}
+
+
+def rename_table(client: JobsClient, old: str, new: str) -> None:
+    with client.db.write() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+
+def test_a_database_that_fails_is_asked_again_later_for_each_file(
+    home: Home, client: JobsClient, look: Look, told: Told
+) -> None:
+    for name in ("a", "b"):
+        (home.inbox / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    look(0.0)
+    rename_table(client, "files", "files_away")
+    for second, names in ((1.0, ["a.jsonl"]), (1.5, ["a.jsonl", "b.jsonl"]), (2.0, ["a.jsonl", "b.jsonl"])):
+        assert look(second) == []
+        assert [text.partition(" waits: ")[0] for _, text in told] == names, "one wait for an answer in a round"
+    assert {text.partition(" waits: ")[2] for _, text in told} == {
+        "the database fails (OperationalError); it stays where it is and is tried again"
+    }
+    rename_table(client, "files_away", "files")
+    assert look(1.0 + RETRY_S - 0.1) == [], "they are not read again so soon"
+    assert [job.file for job in look(2.0 + RETRY_S)] == ["a.jsonl", "b.jsonl"]
 
 
 def test_free_names_fit_the_file_system(tmp_path: Path) -> None:

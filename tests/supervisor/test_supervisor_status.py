@@ -318,3 +318,15 @@ def test_length_bins_meet_at_their_bounds() -> None:
         "2000+",
     ]
     assert heatmap([]) == {}
+
+
+def test_a_damaged_evaluation_is_told_and_the_others_are_shown(home: Home, db: Database) -> None:
+    judged(home, db, 1, exact=0.1, nll=3.0)
+    record = Path(judged(home, db, 2, exact=0.4, nll=1.5).path) / "manifest.json"
+    record.write_bytes(record.read_bytes().replace(b"1.5", b"7.5"))
+    found = payload(home, db)
+    assert (found["fixed_eval_em"], found["fixed_eval_ce"]) == (0.1, 3.0)
+    (told,) = [alert for alert in found["active_alerts"] if alert["kind"] == "evaluation_damaged"]
+    assert told["text"].startswith("e0002: manifest was changed since it was written; ")
+    Path(record.parent).rename(home.root / "aside")
+    assert "evaluation_damaged" not in {alert["kind"] for alert in payload(home, db)["active_alerts"]}

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import full_disk
 from stokehold.core.config import TelemetryConfig
-from stokehold.core.errors import InputError, NotFoundError, StokeholdError, UsageError
+from stokehold.core.errors import DiskFullError, InputError, NotFoundError, StokeholdError, UsageError
 from stokehold.core.records import Session, Source
 from stokehold.telemetry.analysis import SessionAnalysis
 from stokehold.telemetry.readings import DeviceReadings, Faults, Metric, Tick
@@ -222,6 +223,29 @@ def test_rows_after_a_torn_one_begin_on_their_own_line(tmp_path: Path, tiny_file
     file.close()
     assert len(read_table(file.path).rows) == before + 2
     assert read_table(file.path).torn == 1
+
+
+@pytest.mark.parametrize("refused", [".csv", ".staging"])
+def test_a_session_that_has_no_room_to_begin_says_so_and_leaves_nothing(tmp_path: Path, refused: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for folder in (tmp_path / "new" / "session", mine):
+        with pytest.raises(DiskFullError, match="cannot record telemetry"):
+            Recorder(full_disk(folder, refused), FAST).start()
+    assert (tmp_path / "new").is_dir()
+    assert list((tmp_path / "new").iterdir()) == []
+    assert list(mine.iterdir()) == [], "a folder that was there stays"
+
+
+def test_what_a_full_disk_ends_is_kept_where_something_was_trained(tmp_path: Path) -> None:
+    full = DiskFullError("no space left on the disk")
+    for name, tokens, error in (("idle", 0, full), ("trained", 7, full), ("failed", 0, ValueError("no space"))):
+        recorder = Recorder(tmp_path / name, FAST)
+        recorder.count(tokens)
+        with pytest.raises(type(error), match="no space"), recorder:
+            raise error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["failed", "trained"]
+    assert load_session(only_csv(tmp_path / "trained")).summary["tokens"] == 7
 
 
 class Unreliable:

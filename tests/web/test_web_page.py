@@ -60,6 +60,12 @@ def test_held_out_results_are_drawn_with_their_interval(tab: Any, judge: Callabl
     points(tab, "exact-chart", 2)
     assert tab.locator("#tile-exact .value").inner_text() == "50.0 %"
     assert "40–60" in tab.locator("#tile-exact .note").inner_text()
+    judge(20, 0.9996)
+    points(tab, "exact-chart", 3)
+    assert tab.locator("#tile-exact .value").inner_text() == "99.9 %", "not every one was right"
+    judge(30, 0.0004)
+    points(tab, "exact-chart", 4)
+    assert tab.locator("#tile-exact .value").inner_text() == "<0.1 %"
 
 
 def test_the_readings_of_the_newest_evaluation_have_a_line_each(tab: Any, judge: Callable[..., Evaluation]) -> None:

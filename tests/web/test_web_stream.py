@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from stokehold.store.db.database import Database
 from stokehold.store.home import Home
 from stokehold.web import stream
 from stokehold.web.readings import FRESH_S, Readings
-from stokehold.web.stream import updates
+from stokehold.web.stream import Sent, updates
 
 Make = Callable[..., Step]
 SECTIONS = ["status", "queue", "versions", "evaluations", "findings", "events"]
@@ -122,3 +123,31 @@ def test_a_fault_is_said_and_the_stream_goes_on(listener: Listener, home: Home, 
         assert (await listener.until("events"))[-1]["text"] == "after"
 
     asyncio.run(listen())
+
+
+def test_a_damaged_evaluation_is_left_out_and_told_and_the_rest_is_shown(
+    listener: Listener, judge: Callable[..., Any]
+) -> None:
+    judge(1, 0.5)
+    record = Path(judge(2, 0.6).path) / "manifest.json"
+    record.write_bytes(record.read_bytes()[:-2])
+
+    async def listen() -> None:
+        found = dict(await listener.take(len(SECTIONS) + 1))
+        assert list(found) == [*SECTIONS, "curve"]
+        assert [one["id"] for one in found["evaluations"]] == ["e1"]
+        assert found["findings"]["evaluation"] == "e1"
+        assert "evaluation_damaged" in {alert["kind"] for alert in found["status"]["active_alerts"]}
+
+    asyncio.run(listen())
+
+
+def test_the_age_of_a_backup_or_drill_is_no_news_within_a_minute(home: Home, db: Database) -> None:
+    def aged(seconds: float) -> dict[str, Any]:
+        return status | {name: {"ok": True, "age_s": seconds} for name in stream.AGES}
+
+    status, sent = Readings(home, db).status(), Sent()
+    seconds = (60.0, 60.001, 119.9, 120.0)
+    assert [stream._is_news(sent, "status", aged(second)) for second in seconds] == [True, False, False, True]
+    none_yet = status | {"backup": {"ok": False, "age_s": None}, "drill": None}
+    assert stream._is_news(sent, "status", none_yet)

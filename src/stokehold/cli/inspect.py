@@ -123,7 +123,7 @@ def _finished(examples: int, usable: int, epochs: int, over: bool) -> int:
     """Rows with no epoch to come; a finished job keeps its own number of epochs, whatever the settings say now."""
     if over and usable and examples and examples % usable == 0:
         return usable
-    return max(0, examples - (epochs - 1) * usable)
+    return min(usable, max(0, examples - (epochs - 1) * usable))  # fewer epochs may be wanted now than were begun
 
 
 def show_logs(

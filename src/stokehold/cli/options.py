@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from stokehold.cli.output import shown
+from stokehold.core.errors import InputError
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import worker_environment
 
@@ -24,6 +26,12 @@ def become(home: Home, module: str, arguments: Sequence[str]) -> NoReturn:
     command = [sys.executable, "-m", module, "--home", str(home.root), *arguments]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **worker_environment(home.config())})
+
+
+def check_name(file: Path, kept: Path | str) -> None:
+    """Raises InputError where the database cannot hold what is kept of a file's name."""
+    if shown(kept) != str(kept):
+        raise InputError("the name is not UTF-8", shown(file), "rename it")
 
 
 def flag(name: str, value: object) -> list[str]:

@@ -4,11 +4,13 @@ Text is printed as it is: file names, notes and answers may hold [brackets] and 
 """
 
 import dataclasses
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stokehold.core.errors import StokeholdError
+from stokehold.core.shares import percent
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -33,7 +36,7 @@ UNBOUNDED_COLUMNS = 10_000
 def emit(document: Any, as_json: bool) -> bool:
     """Prints `document` as JSON when asked; True tells the caller that nothing else is to be printed."""
     if as_json:
-        sys.stdout.write(orjson.dumps(document, default=_plain).decode() + "\n")
+        sys.stdout.write(_json(document) + "\n")
         sys.stdout.flush()
     return as_json
 
@@ -99,9 +102,32 @@ def fail_on_fault(error: Exception) -> NoReturn:
     fail(StokeholdError(f"{type(error).__name__}: {what}", f"the traceback is in {log.name}", "please report it"))
 
 
+def shown(name: Path | str) -> str:
+    """A name as text, its bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def share(value: float | None) -> str | None:
     """A share as a percentage with one decimal."""
-    return None if value is None else f"{100 * value:.1f} %"
+    return None if value is None else percent(value)
+
+
+def _json(document: Any) -> str:
+    try:
+        return orjson.dumps(document, default=_plain).decode()
+    except TypeError:
+        return orjson.dumps(_shown(document)).decode()
+
+
+def _shown(value: Any) -> Any:
+    """The same with each text as `shown`: names of files are bytes, and JSON has only UTF-8."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return {_shown(name): _shown(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(part) for part in value]
+    return value if value is None or isinstance(value, int | float) else _shown(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from stokehold.cli.options import HERE, HomeOption, JsonOption
-from stokehold.cli.output import complain, console, emit, table, when
+from stokehold.cli.options import HERE, HomeOption, JsonOption, check_name
+from stokehold.cli.output import complain, console, emit, shown, table, when
 from stokehold.core.errors import InputError, StokeholdError, UsageError
 from stokehold.core.records import Job, JobState, Priority, Rejection, TokenReport
+from stokehold.core.shares import hundredths
 from stokehold.data.formats import parse_line
 from stokehold.data.lines import read_lines
 from stokehold.data.profile import profile_of
@@ -64,6 +65,7 @@ def _submit(client: jobs.JobsClient, path: Path, priority: Priority, again: bool
         raise InputError("not a regular file", str(path), "give the file itself")
     if path.exists() and not path.stat().st_size:
         raise InputError("the file is empty", str(path), "give a file with at least one line")
+    check_name(path, path.absolute())
     return client.submit_file(path, priority, again)
 
 
@@ -77,8 +79,9 @@ def validate(
     Exit 1 when no line is good.
     """
     if not file.is_file():
-        raise InputError("no such file", str(file), "check the path")
-    limit = Home.open(home_path).config().data.max_line_bytes if (home_path / "stoke.toml").is_file() else 64 * 1024**2
+        raise InputError("no such file", shown(file), "check the path")
+    home = _home_here(home_path)
+    limit = home.config().data.max_line_bytes if home else 64 * 1024**2
     good, bad, notes = 0, list[Rejection](), dict[str, int]()
     for line in read_lines(file, limit):
         outcome = line if isinstance(line, Rejection) else parse_line(line, file.name)
@@ -88,17 +91,17 @@ def validate(
             good += 1
             if outcome.note:
                 notes[outcome.note] = notes.get(outcome.note, 0) + 1
-    tokens, warning = _tokens(file, home_path) if good else (None, None)
+    tokens, warning = _tokens(file, home) if home and good else (None, None)
     facts = {"file": str(file), "accepted": good, "rejected": bad, "notes": notes}
     if not emit({**facts, "tokens": tokens, "mask_warning": warning}, as_json):
-        console.print(f"{file.name}: {good} good lines, {len(bad)} bad")
+        console.print(f"{shown(file.name)}: {good} good lines, {len(bad)} bad")
         for note, count in notes.items():
             console.print(f"  {note}: {count} rows")
         if tokens is not None:
             console.print(
                 f"  tokens a row: p50 {tokens.p50}, p95 {tokens.p95}, p99 {tokens.p99}, longest {tokens.max}; "
-                f"{tokens.truncated_share:.1%} longer than max_length {tokens.max_length}, "
-                f"{tokens.masked_share:.1%} of tokens carry no loss"
+                f"{hundredths(tokens.truncated_share)}% longer than max_length {tokens.max_length}, "
+                f"{hundredths(tokens.masked_share)}% of tokens carry no loss"
             )
         if warning is not None:
             console.print(f"  {warning}")
@@ -108,15 +111,19 @@ def validate(
         raise SystemExit(1)
 
 
-def _tokens(file: Path, home_path: Path) -> tuple[TokenReport | None, str | None]:
-    """The token report of the good lines and what is suspicious in their mask; nothing without a home's model."""
-    if not (home_path / "stoke.toml").is_file():
-        return None, None
+def _home_here(home_path: Path) -> Home | None:
+    """The home that was named, or the one that we happen to be in, if any."""
+    if home_path == HERE and not Home(home_path).config_path.is_file():
+        return None
+    return Home.open(home_path)
+
+
+def _tokens(file: Path, home: Home) -> tuple[TokenReport | None, str | None]:
+    """The token report of the good lines and what is suspicious in their mask; nothing without a model."""
     # Deferred: no other command here needs a tokenizer, and each would start later for it.
     from stokehold.data.report import measure
     from stokehold.data.tokenizer import load_tokenizer
 
-    home = Home.open(home_path)
     config = home.config()
     if not config.model.base:
         return None, None
@@ -188,12 +195,13 @@ def list_events(
     if follow and as_json:
         raise UsageError("one JSON document has an end", "--follow --json", "use one of the two")
     db = connect(Home.open(home_path))
+    newest = events.events(db, limit=1)  # looked at first: with no event to show, following begins after it
     found = events.events(db, limit=limit)
     if emit(found, as_json):
         return
     for event in found:
         _tell(event)
-    last = found[-1].id if found else 0
+    last = max((event.id for event in (*newest, *found)), default=0)
     while follow:
         time.sleep(FOLLOW_S)
         for event in events.events(db, since=last):
@@ -218,7 +226,7 @@ def show(found: list[Job], as_json: bool) -> None:
 
 def _done(job: Job) -> str | None:
     """Only training counts rows; the other kinds are done or not."""
-    return f"{job.progress:.0%}" if job.kind == "train" or job.state is JobState.COMPLETED else None
+    return f"{hundredths(job.progress, 0)}%" if job.kind == "train" or job.state is JobState.COMPLETED else None
 
 
 def _entry(job: Job) -> dict[str, object]:

@@ -58,7 +58,7 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def _curriculum(reading: Reading) -> None:
-    mix = reading["mix"]
+    mix, mixed = reading["mix"], reading["mix_of"]
     rows = [
         (
             kind["family"],
@@ -67,14 +67,14 @@ def _curriculum(reading: Reading) -> None:
             share(kind["exact"]),
             _interval(kind["exact_ci"]),
             _number(kind["nll_per_token"]),
-            share(mix.get(str(kind["level"]))),
+            share(mix.get(str(kind["level"])) if kind["family"] == mixed else None),
         )
         for kind in reading["kinds"]
     ]
     table(("family", "level", "items", "exact", "95 %", "nats/token", "next mix"), rows)
-    seen = {str(kind["level"]) for kind in reading["kinds"]}
+    seen = {str(kind["level"]) for kind in reading["kinds"] if kind["family"] == mixed}
     if others := [f"level {level}: {share(part)}" for level, part in mix.items() if level not in seen and part]:
-        console.print(f"not judged, but next: {', '.join(others)}")
+        console.print(f"not judged, but next, of {mixed}: {', '.join(others)}")
 
 
 def _mining(reading: Reading) -> None:

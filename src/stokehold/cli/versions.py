@@ -17,6 +17,7 @@ from stokehold.core.identity import content_hash
 from stokehold.core.records import Version
 from stokehold.store.db import events
 from stokehold.store.db.database import Database, connect
+from stokehold.store.disk import Tally
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
 from stokehold.store.judged import evaluations
@@ -89,14 +90,12 @@ def create(
 ) -> None:
     """Makes a version without reading or copying its weights."""
     home = Home.open(home_path)
-    db, started = connect(home), time.perf_counter()
+    db, started, tally = connect(home), time.perf_counter(), Tally()
     source = resolve(home, db, ref, read=False)
-    made = _make(home, db, source, note)
-    entries = read_manifest(home.versions / made.name)["files"]
-    added = sum(e["bytes"] for e in entries if (home.versions / made.name / e["path"]).stat().st_nlink == 1)
-    facts = {"version": made.name, "seconds": time.perf_counter() - started, "bytes_added": added}
+    made = _make(dataclasses.replace(home, disk=tally), db, source, note)
+    facts = {"version": made.name, "seconds": time.perf_counter() - started, "bytes_added": tally.bytes}
     if not emit(facts, as_json):
-        console.print(f"{made.name} from {ref} in {facts['seconds']:.3f} s, {added} bytes added")
+        console.print(f"{made.name} from {ref} in {facts['seconds']:.3f} s, {tally.bytes} bytes added")
 
 
 @group.command()

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from stokehold.cli.options import HERE, HomeOption, JsonOption, become, flag
+from stokehold.cli.options import HERE, HomeOption, JsonOption, become, check_name, flag
+from stokehold.cli.output import shown
 from stokehold.core.errors import BusyError, InputError, UsageError
 from stokehold.store.home import Home
 from stokehold.supervisor.processes import holder
@@ -28,7 +29,9 @@ def train(
     if (held := holder(home, ("supervisor",))) is not None:
         raise BusyError(f"this home is up, by {held}", str(home.root), "`stoke submit` them, or `stoke down` first")
     if missing := [path for path in files if not path.is_file()]:
-        raise InputError("no such file", str(missing[0]), "check the path")
+        raise InputError("no such file", shown(missing[0]), "check the path")
+    for path in files:
+        check_name(path, path.name)
     arguments = [str(path.absolute()) for path in files]
     arguments += [*flag("--steps", steps), *flag("--resume", resume), *flag("--json", as_json)]
     become(home, "stokehold.pipeline.foreground", arguments)
@@ -69,6 +72,8 @@ def compare(
         raise UsageError("drawn problems have no report", "--until-decided", "leave out --html and --markdown")
     if until_decided and noise:
         raise UsageError("drawn problems have no noise floor", "--until-decided", "leave out --noise")
+    if max_items and not until_decided:
+        raise UsageError("only drawn problems have a bound", "--max-items", "add --until-decided")
     drawn = [*flag("--until-decided", until_decided), *flag("--max-items", max_items)]
     options = [*drawn, *flag("--noise", noise), *written, *flag("--json", as_json)]
     become(Home.open(home_path), "stokehold.pipeline.judge", ["compare", a, b, *options])

@@ -21,17 +21,30 @@ MAX_BRACES = 100
 """Opening braces at which a JSON object is looked for; each costs a look at the rest of the answer."""
 
 _GROUP = ",\u00a0\u2009\u202f"
-_SIGNS = "-+\u2212"
-_TOKEN = re.compile(rf"(?:(?<![\w.])\.)?\d(?:[\d./:^{_GROUP}]*\d)?", re.ASCII)
-_GROUPED = re.compile(rf"\d{{1,3}}([{_GROUP}])\d{{3}}(?:\1\d{{3}})*(?:\.\d+)?", re.ASCII)
+_TIGHT = "'\u2019_"
+"""Part groups only with a digit on either side: elsewhere they are quotes, or an index."""
+
+_MINUS = "-\u2010\u2011\u2212"
+_DASH = "\u2013"
+_SIGNS = f"{_MINUS}+"
+_CLOSED = (")", "]", "}", "%", "\u00b0", "\u2032", "\u2033")
+"""Behind these, as behind a letter or a digit, a minus takes away or is the dash of a range."""
+
+_BETWEEN = rf"[\d./:^{_GROUP}]|(?<=\d)(?:['\u2019](?=\d)|_(?=\d{{3}}))"
+_TOKEN = re.compile(rf"(?:(?<![\w.])\.)?\d(?:(?:{_BETWEEN})*\d)?", re.ASCII)
+_GROUPED = re.compile(rf"\d{{1,3}}([{_GROUP}{_TIGHT}])\d{{3}}(?:\1\d{{3}})*(?:\.\d+)?", re.ASCII)
+_THREE = re.compile(r"\d{3}(?!\d)", re.ASCII)
+_FEW = re.compile(r"\d{1,3}", re.ASCII)
 _DECIMAL = re.compile(r"\d*\.?\d+", re.ASCII)
 _RATIO = re.compile(r"(\d+)/(\d+)", re.ASCII)
 _EXPONENT = re.compile(rf"[eE]([{_SIGNS}]?\d+)(\w?)", re.ASCII)
 
 _PERCENT = re.compile(r"\s?\\?%")
 _TIMES_TEN = re.compile(
-    rf"(?<=\d)\s*(?:[×x*·⋅]|\\times|\\cdot)\s*10\s*\^\s*\{{?\s*([{_SIGNS}]?\d{{1,9}})\s*\}}?", re.ASCII
+    rf"(?<=\d)\s*(?:[×x*·⋅]|\\times|\\cdot)\s*10\s*\^\s*\{{?\s*([{_SIGNS}{_DASH}]?\d{{1,9}})\s*\}}?", re.ASCII
 )
+_DASHED = re.compile(rf"(?:(?<=\d[eE])|(?<=\^)|(?<=\^\{{)){_DASH}(?=\d)", re.ASCII)
+_THIN = re.compile(r"(?<=\d)(?:,?\\[,;:!]|\{,\})(?=\d{3}(?!\d))", re.ASCII)
 _FRAC = re.compile(r"(?<=(\d))?\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
 _MIXED = re.compile(r"(?<![\w./:^,])(\d{1,18}) (\d{1,18})/(\d{1,18})(?![\w/.^])", re.ASCII)
 
@@ -39,25 +52,35 @@ _MIXED = re.compile(r"(?<![\w./:^,])(\d{1,18}) (\d{1,18})/(\d{1,18})(?![\w/.^])"
 def final_number(text: str) -> Fraction | None:
     """The last number of a text, exactly; None where there is none, or where it is spelt in no way known here.
 
-    Known: `42`, `-3.5` (a Unicode minus too), `1,234.5`, `.5`, `1e3`, `1.5×10^3`, `3/4`, `1 3/4`, `75%` (0.75), and the
-    same in LaTeX; units behind it do not matter. A number inside a word (`CO2`, `GPT-4`, `m^2`) is none.
+    Known: `42`, `-3.5` and `-$3` (a Unicode minus too), `1,234.5`, `1'234`, `.5`, `1e3`, `1.5×10^3`, `3/4`, `1 3/4`,
+    `75%` (0.75), and the same in LaTeX; units behind it do not matter. A number inside a word (`CO2`, `GPT-4`, `m^2`)
+    is none. Groups behind ordinary spaces (`12 345`) may as well be two numbers, and are not read.
     """
     if len(text) > MAX_ANSWER_CHARS:
         return None
-    plain = _MIXED.sub(_improper, _FRAC.sub(_ratio, _TIMES_TEN.sub(r"e\1", text)))
-    last = None
+    plain = _DASHED.sub("-", _THIN.sub("\u2009", _TIMES_TEN.sub(r"e\1", text)))
+    plain = _MIXED.sub(_improper, _FRAC.sub(_ratio, plain))
+    before = last = None
     for token in _TOKEN.finditer(plain):
         if _stands_alone(plain, token.start()):
-            last = token
-    return None if last is None else _value(plain, last)
+            before, last = last, token
+    if last is None or (before is not None and _may_be_one(plain, before, last)):
+        return None
+    return _value(plain, last)
+
+
+def _may_be_one(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
+    """Whether an ordinary space parts two groups of one number here, or two numbers: nobody can tell."""
+    near = text[one.end() : other.start()] == " "
+    return near and bool(_FEW.fullmatch(one.group()) and _THREE.match(other.group()))
 
 
 def _stands_alone(text: str, start: int) -> bool:
     """Whether the digits at `start` begin a number and not the end of a word, an index or an exponent."""
-    before = text[max(0, start - 2) : start]
-    if before.endswith(("^", "^{", "_")) or before[-1:].isalpha():
-        return False
-    return not (before[-1:] in tuple(_SIGNS) and before[:-1] and (before[0].isalpha() or before[0] in "_^"))
+    before = text[max(0, start - 3) : start]
+    if before[-1:] in tuple(_SIGNS):
+        before = before[:-1]
+    return not (before.endswith(("^", "_", "^{", "_{")) or before[-1:].isalpha())
 
 
 def _value(text: str, token: re.Match[str]) -> Fraction | None:
@@ -71,8 +94,8 @@ def _value(text: str, token: re.Match[str]) -> Fraction | None:
         power = _EXPONENT.match(text, end)
         if power and (power[2] or len(power[1]) > MAX_EXPONENT_CHARS):
             return None
-        shift = int(power[1].replace("\u2212", "-")) if power else 0
-        magnitude = Fraction(re.sub(f"[{_GROUP}]", "", body)) * Fraction(10) ** shift
+        shift = int(re.sub(f"[{_MINUS}]", "-", power[1])) if power else 0
+        magnitude = Fraction(re.sub(f"[{_GROUP}{_TIGHT}]", "", body)) * Fraction(10) ** shift
         end = power.end() if power else end
     if magnitude is None:
         return None
@@ -81,11 +104,18 @@ def _value(text: str, token: re.Match[str]) -> Fraction | None:
 
 
 def _sign(text: str, start: int) -> int:
-    """-1 where a minus belongs to the number at `start`: behind a digit or a bracket it takes away instead."""
-    if text[max(0, start - 1) : start] not in ("-", "\u2212"):
+    """-1 where a minus belongs to the number at `start`, perhaps before its currency: behind a digit, a letter or a
+    bracket it takes away instead, or is the dash of a range."""
+    head = _without_currency(text[max(0, start - 6) : start])
+    if head[-1:] not in tuple(f"{_MINUS}{_DASH}"):
         return 1
-    before = text[max(0, start - 2) : start - 1]
-    return 1 if before.isdigit() or before in (")", "]", "}") else -1
+    before = _without_currency(head[:-1])
+    return 1 if before[-1:].isalnum() or head[:-1].endswith(_CLOSED) else -1
+
+
+def _without_currency(text: str) -> str:
+    """Without the one sign of a currency that it may end with, `$` in LaTeX too."""
+    return text[:-1].removesuffix("\\") if text and unicodedata.category(text[-1]) == "Sc" else text
 
 
 def _improper(found: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stokehold.core.records import Sample
 from stokehold.data.firewall import template_fingerprint
+from stokehold.tasks.registry import family_of
 
 FEWEST_CLUSTERS = 10
 """With fewer, neither an interval over clusters covers what it says, nor do templates stand for templates unseen."""
@@ -100,8 +101,8 @@ def clusters_of(samples: Sequence[Sample]) -> list[str | None]:
     templates: then it asks about these templates, and its items are draws from them.
     """
     named = [_named(sample) for sample in samples]
-    alone = [name is None and "family" not in sample.metadata for name, sample in zip(named, samples, strict=True)]
-    masked = [template_fingerprint(sample) if own else None for own, sample in zip(alone, samples, strict=True)]
+    own = [name is None and family_of(sample) is None for name, sample in zip(named, samples, strict=True)]
+    masked = [template_fingerprint(sample) if free else None for free, sample in zip(own, samples, strict=True)]
     if len(set(masked) - {None}) < FEWEST_CLUSTERS:
         return named
     return [name or template for name, template in zip(named, masked, strict=True)]

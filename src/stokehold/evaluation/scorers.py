@@ -19,12 +19,12 @@ from stokehold.core.errors import NotFoundError
 from stokehold.core.records import Completion, Sample, Score
 from stokehold.evaluation.answers import chosen, final_number, first_object, same_json
 from stokehold.evaluation.judging import JUDGE, Opinion, judged
-from stokehold.tasks.registry import FAMILIES, get_family
+from stokehold.tasks.registry import family_of, get_family
 
 Scorer = Callable[[Sample, str], Score]
 """Judges the answer text to a sample. ValueError where the item does not hold what it needs."""
 
-SCORERS_VERSION = "2"
+SCORERS_VERSION = "3"
 """Changes when the same answer may get another score; evaluations across versions are not compared."""
 
 VERIFIER = "verifier:"
@@ -129,9 +129,8 @@ def scorer_name(sample: Sample) -> str:
     """The scorer that judges this sample, by name."""
     if named := sample.metadata.get("scorer"):
         return str(named)
-    family = sample.metadata.get("family")
-    # People use the word for groups of their own; those answers are compared as text.
-    return f"{VERIFIER}{family}" if isinstance(family, str) and family in FAMILIES else DEFAULT
+    family = family_of(sample)
+    return DEFAULT if family is None else f"{VERIFIER}{family}"
 
 
 def scorer(name: str, opinions: Mapping[str, Opinion]) -> Scorer:

@@ -1,7 +1,7 @@
 """How much of each level to train next: where the model is unsure or moving, without forgetting what it knows."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from stokehold.core.records import SuiteResult, SuiteState
 
@@ -29,18 +29,18 @@ def level_weights(history: Mapping[int, Sequence[float]]) -> dict[int, float]:
 
 
 def level_history(
-    evaluations: Iterable[Mapping[str, SuiteResult]], levels: Sequence[int], suites: Sequence[str] = ()
+    evaluations: Iterable[Mapping[str, SuiteResult]], levels: Sequence[int], suites: Collection[str] | None = None
 ) -> dict[int, list[float]]:
     """Exact shares by level over evaluations, oldest first, ready for `level_weights`; suites pooled by their counts.
 
-    Only suites that are ok count, and of those the named ones when `suites` is given. A level that nothing measured
+    Only suites that are ok count, and of those the named ones unless `suites` is None. A level that nothing measured
     keeps an empty list.
     """
     history: dict[int, list[float]] = {level: [] for level in levels}
     for results in evaluations:
         right, count = defaultdict[int, float](float), defaultdict[int, float](float)
         for name, result in results.items():
-            if result.state is not SuiteState.OK or (suites and name not in suites):
+            if result.state is not SuiteState.OK or (suites is not None and name not in suites):
                 continue
             for level in levels:
                 reading = result.by_level.get(str(level), {"exact": 0.0, "n": 0})

@@ -12,7 +12,7 @@ from itertools import cycle, islice
 from stokehold.core.identity import content_hash
 from stokehold.core.records import Sample
 from stokehold.improvement.supply import Supply
-from stokehold.tasks.registry import FAMILIES
+from stokehold.tasks.registry import family_of
 
 SIBLINGS = 4
 """Fresh problems per failure at most: a file that answers few failures is filled by the curriculum instead."""
@@ -62,8 +62,8 @@ def siblings(failed: Sequence[Sample], levels: Sequence[int], count: int, supply
 
 def _kind(sample: Sample) -> tuple[str, int] | None:
     """Family and level, where the sample is of a task family."""
-    family, level = sample.metadata.get("family"), sample.metadata.get("level")
-    return (str(family), level) if family in FAMILIES and isinstance(level, int) else None
+    family, level = family_of(sample), sample.metadata.get("level")
+    return (family, level) if family is not None and isinstance(level, int) else None
 
 
 def _child(fresh: Sample, parent: Sample) -> Sample:

@@ -24,6 +24,8 @@ from stokehold.store.transfer import evaluation_requests
 from stokehold.store.transfer.evaluation_requests import Answers, Limits, Request, SuiteFile
 
 POLL_S = 0.2
+NODE = "node"
+"""`devices.evaluator` where another machine answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ class Answered:
 def answered(
     home: Home, config: Config, folder: Path, ref: str, suites: Sequence[Suite], between: Callable[[], None]
 ) -> Answered:
-    """Asks for answers of the weights in `folder` to these suites, and waits; `between` is called all the while."""
+    """Asks for answers of the weights in `folder` to these suites, and waits.
+
+    `between` is called all the while, and raises where nobody wants them any more.
+    """
     sound = [suite for suite in suites if suite.fault is None]
     request = _request(home, config, folder, ref, sound)
     keep_suites(home, sound)  # a node takes them by their hash

@@ -20,7 +20,7 @@ from stokehold.inference.registry import Served
 from stokehold.pipeline.judged import item_reading
 from stokehold.pipeline.suites import open_suites
 from stokehold.store.home import Home
-from stokehold.tasks.registry import FAMILIES, draw, identity_of
+from stokehold.tasks.registry import draw, family_of, identity_of
 
 Kind = tuple[str, int]
 """Task family and level."""
@@ -51,8 +51,8 @@ def decide_by_drawing(
 def kinds_of(home: Home, config: Config) -> list[Kind]:
     """Every family and level among the items of the suites that this home judges on."""
     suites = open_suites(home, config.evaluation.suites)
-    found = {(s.metadata.get("family"), s.metadata.get("level")) for suite in suites for s in suite.samples}
-    kinds = sorted((str(family), level) for family, level in found if family in FAMILIES and isinstance(level, int))
+    named = ((family_of(s), s.metadata.get("level")) for suite in suites for s in suite.samples)
+    kinds = sorted({(family, level) for family, level in named if family is not None and isinstance(level, int)})
     if not kinds:
         what = "no suite holds problems of a task family, so no more can be drawn"
         raise NotFoundError(what, str(home.suites), "add items to the suite, and compare without --until-decided")

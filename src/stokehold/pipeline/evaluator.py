@@ -21,30 +21,35 @@ from stokehold.core.config import Config
 from stokehold.core.errors import ConfigError, IntegrityError, StokeholdError
 from stokehold.core.records import Evaluation, JobState
 from stokehold.pipeline import watchdog
-from stokehold.pipeline.asking import answered
+from stokehold.pipeline.asking import NODE, answered
 from stokehold.pipeline.device import DeviceQueue, Leaving
 from stokehold.pipeline.evaluate import evaluate_weights
 from stokehold.pipeline.rivals import judge_rivals, opened_on
 from stokehold.pipeline.suites import open_suites
 from stokehold.pipeline.worker import Leave, go, use_threads
 from stokehold.pipeline.workflows import Stage, declare, see_judged
-from stokehold.store.db import jobs
+from stokehold.store.db import job_rows, jobs
 from stokehold.store.db.database import Database
 from stokehold.store.db.jobs import JobsClient
 from stokehold.store.home import Home
 from stokehold.store.models import checkpoints
 from stokehold.store.parent import listen
-
-NODE = "node"
-"""`devices.evaluator` where another machine answers."""
+from stokehold.store.transfer import evaluation_requests
 
 EXECUTOR = "evaluator-0"
 QUEUES = (jobs.QUEUE_OF["evaluate"],)
 
 
+class NotWanted(Exception):
+    """The job was cancelled while its checkpoint was being judged."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
-    """Judges a home's checkpoints on `devices.evaluator`; `leaving` is asked after every batch of items."""
+    """Judges a home's checkpoints on `devices.evaluator`.
+
+    After every batch of items, and while a node is waited for, `leaving` is asked and the job is looked at.
+    """
 
     home: Home
     config: Config
@@ -61,10 +66,11 @@ class Evaluator:
         if device == "cpu" and self.config.model.method == "qlora":
             raise ConfigError("4-bit weights need a CUDA device", where, 'set it to "cuda:N" or "share"')
 
-    def evaluate_step(self, step: int, weights: str) -> Evaluation | None:
+    def evaluate_step(self, step: int, weights: str, job: str | None = None) -> Evaluation | None:
         """The evaluation of the checkpoint after `step`, champion and best judged alike; decides nothing.
 
-        None where there is no suite, and where these weights were pruned or given up.
+        None where there is no suite, and where these weights were pruned or given up. Raises NotWanted where `job` is
+        cancelled meanwhile.
         """
         suites = open_suites(self.home, self.config.evaluation.suites)
         checkpoint = checkpoints.find_weights(self.home, step, weights)
@@ -75,21 +81,30 @@ class Evaluator:
             raise IntegrityError(f"it is damaged: {bad[0].reason}", str(folder / bad[0].path), "train on from another")
         device = self.config.devices.evaluator
         opened = partial(answered, self.home, self.config) if device == NODE else opened_on(self.config, device)
+        between, ref = partial(self._between, job), f"step:{step}"
         try:
-            self._between(step)
-            between, ref = partial(self._between, step), f"step:{step}"
+            between()
             engine = opened(folder, ref, suites, between)
             evaluation = evaluate_weights(self.home, self.db, self.config, engine, ref, weights, step, suites, between)
             del engine  # one model at a time
-            judge_rivals(self.home, self.db, self.config, evaluation, opened, self._between)
+            judge_rivals(self.home, self.db, self.config, evaluation, opened, between)
         finally:
             watchdog.expect(0.0)
         return evaluation
 
-    def _between(self, _step: int | None) -> None:
+    def idle(self) -> None:
+        """Ends what was asked of a node by a job that is over, however that was: nobody waits for the answers."""
+        if evaluation_requests.current(self.home) is None:
+            return
+        if not any(job.kind == "evaluate" for job in job_rows.list_jobs(self.db, job_rows.UNFINISHED)):
+            evaluation_requests.close(self.home)
+
+    def _between(self, job: str | None, _step: int | None = None) -> None:
         watchdog.expect(self.config.training.hang_s)
         if self.leaving():
             raise Leaving
+        if job is not None and job_rows.get_job(self.db, job).state is JobState.CANCELLED:
+            raise NotWanted(job)
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,10 @@ class Bureau:
 
 def evaluate(bureau: Bureau, payload: Mapping[str, Any]) -> JobState:
     """Judges the checkpoint that was handed over; the trainer decides what follows."""
-    return see_judged(bureau, payload, bureau.evaluator.evaluate_step)
+    try:
+        return see_judged(bureau, payload, partial(bureau.evaluator.evaluate_step, job=payload["job"]))
+    except NotWanted:
+        return job_rows.get_job(bureau.jobs.db, payload["job"]).state  # of now: it may have been retried since
 
 
 STAGES: Mapping[str, Stage[Bureau]] = {"evaluate": evaluate}
@@ -120,7 +138,7 @@ def work(home: Home, leave: Leave) -> None:
         evaluator.check()
         declare(Bureau(home, client, device, evaluator), STAGES)
         jobs.launch(home, EXECUTOR, QUEUES)
-        device.serve(leave)
+        device.serve(leave, evaluator.idle)
         go(client, QUEUES)
 
 

@@ -22,8 +22,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from stokehold.core.errors import DuplicateError, InputError, StokeholdError, UsageError
 from stokehold.core.records import Job, JobState
 from stokehold.core.records import Step as StepRecord
+from stokehold.core.shares import percent
 from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import ChatTokenizer, load_tokenizer
+from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.ingest import DATASET_ID_CHARS, ingest_file
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.worker import Leave, use_threads
@@ -32,8 +34,9 @@ from stokehold.store.db import control, events, job_rows, journal
 from stokehold.store.db.database import Database, connect
 from stokehold.store.files import hash_file
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import trash
 from stokehold.store.models import checkpoints, references
-from stokehold.training.loop import Hooks
+from stokehold.training.loop import ENDS, Hooks
 from stokehold.training.state import Progress as Trained
 
 LINE_S = 10.0
@@ -43,7 +46,7 @@ RATE_MEMORY = 0.9
 """Share of the speed shown that comes from earlier steps."""
 
 NAME_CHARS = 28
-ENDS_THE_RUN = ("stopped", "leaving")
+ENDS_THE_RUN = (ENDS["stop"], ENDS["leave"])
 
 
 class Meter:
@@ -54,7 +57,7 @@ class Meter:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(20),
-            TextColumn("{task.percentage:3.0f} %  {task.fields[facts]}", markup=False),
+            TextColumn("{task.fields[done]:>5}  {task.fields[facts]}", markup=False),
         )
         self._bar = Progress(*columns, console=self._console, transient=True, redirect_stdout=False)
         self._task: TaskID | None = None
@@ -72,11 +75,12 @@ class Meter:
     def show(self, name: str, share: float, facts: str) -> None:
         """`share` of the work in [0, 1] is done; `facts` is a few words on how it goes."""
         if self._console.is_terminal:
-            self._task = self._bar.add_task("", total=1.0, facts="") if self._task is None else self._task
-            self._bar.update(self._task, description=name[-NAME_CHARS:], completed=share, facts=facts)
+            self._task = self._bar.add_task("", total=1.0, done="", facts="") if self._task is None else self._task
+            done = percent(share, 0)
+            self._bar.update(self._task, description=name[-NAME_CHARS:], completed=share, done=done, facts=facts)
         elif time.monotonic() >= self._line_s:
             self._line_s = time.monotonic() + LINE_S
-            self.say(f"{name}: {share:.0%}, {facts}")
+            self.say(f"{name}: {percent(share, 0)}, {facts}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -99,7 +103,7 @@ class ShownTrainer(Trainer):
             hooks.journal(step, progress)
             rate = step.tokens / step.seconds
             self._rate = rate if self._rate is None else RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * rate
-            self._share = (progress.examples + len(progress.unusable)) / self._rows
+            self._share = self.share(progress)
             self._facts = f"step {step.step}  loss {step.loss:.4f}  {self._rate:,.0f} tokens/s"
             self.meter.show(self.file or "", self._share, self._facts)
 
@@ -127,6 +131,8 @@ def train_files(
         db = connect(home)
         trainer = ShownTrainer(home, config, db, leave, meter=meter)
         trainer.check()
+        home.sweep()
+        trash.empty(home)
         control.done(db, "stop")  # asked of nobody, before we came
         control.done(db, "skip")
         tokenizer = load_tokenizer(references.resolve(home, db, "base"), profile_of(config.data))
@@ -185,6 +191,8 @@ def run(home: Home, db: Database, trainer: Trainer, job: Job, steps: int | None)
         outcome = trainer.train(job.id, job_rows.get_payload(db, job.id)["run"], job.dataset, steps)
         if outcome.state is JobState.FAILED:
             raise InputError(outcome.reason, str(job.file), f"look into {home.datasets / job.dataset}")
+    except Leaving:  # in the middle of what can be done again
+        return job_rows.set_state(db, job.id, JobState.PARTIAL, ENDS["leave"])
     except StokeholdError as error:
         fail(db, job, error, str(error))
         raise

@@ -19,7 +19,7 @@ from stokehold.improvement.governor import refusal
 from stokehold.improvement.mining import Judged
 from stokehold.pipeline.readings import past_of, stored_rows
 from stokehold.pipeline.sampling import SAMPLE_ROWS
-from stokehold.pipeline.suites import judged_suites, open_suites
+from stokehold.pipeline.suites import judged_suites, open_suites, suites_of_family
 from stokehold.store.datasets import dataset_folder, list_datasets
 from stokehold.store.db.database import Database
 from stokehold.store.db.jobs import JobsClient
@@ -59,7 +59,8 @@ def write_next_file(home: Home, jobs: JobsClient, evaluation_id: str, seed: str)
     if target.name in made:
         return Written(None, f"{target.name} is written already")
     evaluation = evaluations.load(home, evaluation_id)
-    history = level_history([one.suites for one in past_of(home, jobs.db, evaluation)], config.levels)
+    told_by = suites_of_family(home, evaluation, config.family)
+    history = level_history([one.suites for one in past_of(home, jobs.db, evaluation)], config.levels, told_by)
     items = judged_items(home, evaluation)
     judged = [Judged(sample, answer.exact, confidence(answer)) for sample, answer in items]
     seen = list(patterns(answer for _, answer in items).items()) if config.correction_share else []

@@ -25,7 +25,7 @@ from stokehold.evaluation.readings.mining import mining
 from stokehold.evaluation.readings.regression import Rival, regression
 from stokehold.improvement.curriculum import level_history, level_weights
 from stokehold.pipeline.promote import rivals
-from stokehold.pipeline.suites import open_suite
+from stokehold.pipeline.suites import open_suite, suites_of_family
 from stokehold.store.db.database import Database, connect
 from stokehold.store.files import read_manifest
 from stokehold.store.home import Home
@@ -152,10 +152,12 @@ class _Case:
 
 def _curriculum(case: _Case) -> dict[str, Any]:
     answers, improvement = case.answers(case.evaluation), case.config.improvement
-    measured = {answer.level for answer in answers if isinstance(answer.level, int)}
+    family = improvement.family
+    measured = {answer.level for answer in answers if answer.family == family and isinstance(answer.level, int)}
     levels = sorted({*improvement.levels} if improvement.enabled else measured)
-    history = level_history([one.suites for one in (*case.past, case.evaluation)], levels)
-    return curriculum(answers, level_weights(history))
+    told_by = suites_of_family(case.home, case.evaluation, family)
+    history = level_history([one.suites for one in (*case.past, case.evaluation)], levels, told_by)
+    return curriculum(answers, level_weights(history), family)
 
 
 def _mining(case: _Case) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def judge_rivals(
         evaluate_weights(
             home, db, config, engine, version.name, version.weights_hash, step, suites, partial(between, step)
         )
+        del engine  # one model at a time
 
 
 def opened_on(config: Config, device: str | None = None) -> Opened:

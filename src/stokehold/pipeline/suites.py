@@ -21,7 +21,7 @@ from stokehold.store.judged.suites import (
     read_version,
     suite_names,
 )
-from stokehold.tasks.registry import row
+from stokehold.tasks.registry import family_of, row
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,12 @@ def judged_suites(home: Home, evaluation: Evaluation) -> list[Suite]:
     A suite that is gone without a copy comes with its fault and without items.
     """
     return [_as_judged(home, name, evaluation.suite_hashes.get(name)) for name in sorted(evaluation.suites)]
+
+
+def suites_of_family(home: Home, evaluation: Evaluation, family: str) -> list[str]:
+    """The suites of an evaluation that hold problems of this task family, by name."""
+    found = judged_suites(home, evaluation)
+    return [suite.name for suite in found if any(family_of(sample) == family for sample in suite.samples)]
 
 
 def held_out(home: Home) -> Iterator[Sample]:

@@ -12,6 +12,7 @@ import orjson
 
 from stokehold.core.errors import InputError
 from stokehold.core.records import Dataset, Sample, WindowTokens
+from stokehold.core.shares import percent
 from stokehold.data.formats import from_row
 from stokehold.data.report import EXAMPLES, count_tokens, rendered_example, summarise
 from stokehold.data.tokenizer import ChatTokenizer
@@ -59,7 +60,7 @@ def finish_report(
     if warning:
         events.record(db, "mask_warning", f"{dataset.file}: {warning}", dataset=dataset.id, examples=list(examples))
     if report.truncated_share:
-        lost = f"{report.truncated_share:.1%} of rows are longer than max_length {max_length} and are not trained"
+        lost = f"{percent(report.truncated_share)} of rows are longer than max_length {max_length} and are not trained"
         hint = f"max_length {report.suggested_max_length} would do"
         events.record(db, "token_report", f"{dataset.file}: {lost}; {hint}", dataset=dataset.id)
 

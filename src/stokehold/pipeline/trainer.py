@@ -21,6 +21,7 @@ from stokehold.pipeline.device import Leaving
 from stokehold.pipeline.divergence import pass_over
 from stokehold.pipeline.evaluate import affordable, evaluate_weights
 from stokehold.pipeline.promote import TAKEN_BACK, finish_going_back, go_back, is_going_back, promote
+from stokehold.pipeline.replay import difference
 from stokehold.pipeline.rivals import judge_rivals, opened_on
 from stokehold.pipeline.sampling import ask_one, first_rows
 from stokehold.pipeline.status import STATUS_EVERY_S, TrainerStatus
@@ -41,6 +42,7 @@ from stokehold.training.consolidation import MergeError, consolidate
 from stokehold.training.cuda import check_device
 from stokehold.training.guards import BadBatch
 from stokehold.training.loop import ENDS, FREED, PAUSE_POLL_S, Hooks, Outcome, Work, run_job
+from stokehold.training.progress import share
 from stokehold.training.state import Lineage, Progress, Snapshot, check_locked, open_lineage, stored_weights
 
 
@@ -63,7 +65,7 @@ class Trainer:
     file: str | None = None
     _taken_back: bool = False
     _progress_told: float = 0.0
-    _rows: int = 1
+    _rows: int = 0
     _replayed_until: int = 0
     _samples: list[Sample] = field(default_factory=list)
 
@@ -98,8 +100,7 @@ class Trainer:
         elif anew:
             journal.new_branch(self.db, self.lineage.step, "a batch spoilt a step after it")
         self.lineage.branch = journal.current_branch(self.db)
-        last = journal.last_step(self.db)
-        self._replayed_until = last.step if last else 0
+        self._replayed_until = self._last_step()
         return self.lineage
 
     def check(self) -> None:
@@ -116,10 +117,12 @@ class Trainer:
         count = record.accepted - record.held_out
         self.job, self.file, self._taken_back = job, record.file, False
         self.status.facts = {"job": job, "current_file": record.file, "epoch": None}
-        self._rows = max(1, count * self.config.training.epochs)
+        self._rows = count
         self._samples = first_rows(folder / "rows.jsonl")
         session = self.home.sessions / f"{utc_now().replace(':', '')}-{job}"
         try:
+            if self._memory_wanted():
+                self._wait_without_model(self._last_step())
             lineage = self.ready()
             if (row := job_rows.get_job(self.db, job)).state is JobState.PARTIAL and lineage.saved:
                 # A going back that a kill interrupted was ours, and is finished now.
@@ -167,8 +170,8 @@ class Trainer:
             else:
                 if outcome.reason != FREED:
                     return self._given_up(outcome) if outcome.reason == ENDS["back"] else outcome
-            step, self.lineage = lineage.step, None  # from disk again: memory is wanted back, or may be what is wrong
-            del lineage
+            step = lineage.step
+            del lineage  # from disk again: memory is wanted back, or may be what is wrong
             self._wait_without_model(step)
 
     def _given_up(self, outcome: Outcome) -> Outcome:
@@ -189,14 +192,29 @@ class Trainer:
             events.record(self.db, "merged", f"step {lineage.step}: the adapters are part of base {base.name} now")
         return True
 
-    def _wait_without_model(self, step: int) -> None:
-        """Blocks while a pause wants the model's memory; returns at once where none does."""
+    def _memory_wanted(self) -> bool:
+        return control.current(self.db) == "pause" and control.frees_memory(self.db)
+
+    def _give_memory_back(self) -> None:
+        self.lineage = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        while self._command() == "free":
+
+    def _wait_without_model(self, step: int) -> None:
+        """Blocks while a pause wants the model's memory; returns at once where none does."""
+        self._give_memory_back()
+        paused = False
+        while (command := self._command()) == "free":
+            paused = True
             self.tell("paused", step)
             time.sleep(PAUSE_POLL_S)
+        if paused and command == "leave":
+            raise Leaving  # opening the model first would take what others use by now
+
+    def _last_step(self) -> int:
+        last = journal.last_step(self.db)
+        return last.step if last else 0
 
     def evaluate_live(self, lineage: Lineage, checkpoint: Checkpoint) -> str | None:
         """Judges the live weights and lets the verdict decide; returns why the job must end, None to go on."""
@@ -204,10 +222,9 @@ class Trainer:
         if not suites:
             return None
         try:
-            evaluation = self._judge(lineage, checkpoint, suites)
+            self.decide(self._judge(lineage, checkpoint, suites))
         except Leaving:
-            return "leaving"
-        self.decide(evaluation)
+            return ENDS["leave"]
         if self.lineage is lineage:
             return None
         lineage.saved = checkpoint  # what was judged is what the run ends with
@@ -255,10 +272,13 @@ class Trainer:
     def idle(self) -> None:
         """Says so after a judging between two files, and nothing has to happen within `hang_s` any more.
 
-        Drops `stop` and `skip` where nothing is or will be trained: they were not meant for next week's file.
+        Gives the model's memory back where a pause wants it: the next file opens the newest checkpoint. Drops `stop`
+        and `skip` where nothing is or will be trained: they were not meant for next week's file.
         """
         if self.state == "eval":
             self.tell("idle", None)
+        if self.lineage and self._memory_wanted():
+            self._give_memory_back()
         asked = control.current(self.db)
         if asked not in ("stop", "skip"):
             return
@@ -350,27 +370,20 @@ class Trainer:
         now = time.monotonic()
         if now - self._progress_told >= STATUS_EVERY_S:
             self._progress_told = now
-            share = (progress.examples + progress.skipped + len(progress.unusable)) / self._rows
-            self.status.facts["epoch"] = share * self.config.training.epochs
-            job_rows.set_progress(self.db, step.job, share)
+            done = self.share(progress)
+            self.status.facts["epoch"] = done * self.config.training.epochs
+            job_rows.set_progress(self.db, step.job, done)
+
+    def share(self, progress: Progress) -> float:
+        """How much of the present file's run is behind it."""
+        return share(progress, self._rows, self.config.training.epochs)
 
     def _compare(self, step: Step) -> None:
         """A step repeated after a kill must be the one that was journalled; tells the first time that it is not."""
-        before = journal.find_step(self.db, step.branch, step.step)
-        if before is None or (before.fingerprint, before.loss, before.grad_norm) == _bits(step):
-            return
-        self._replayed_until = 0
-        different = self.lineage.differences if self.lineage else ()
-        why = f"not bit-comparable: {', '.join(different)}" if different else NOT_DETERMINISTIC
-        self.status.record("replay_differs", f"step {step.step}: loss {step.loss!r} instead of {before.loss!r}: {why}")
+        if how := difference(self.db, step, self.lineage.differences if self.lineage else ()):
+            self._replayed_until = 0
+            self.status.record("replay_differs", how)
 
     def _sample(self, lineage: Lineage, step: int) -> None:
         if self._samples:
             self.status.facts["current_system_prompt"] = ask_one(self.db, self.config, lineage, step, self._samples)
-
-
-NOT_DETERMINISTIC = "this hardware or kernel is not deterministic"
-
-
-def _bits(step: Step) -> tuple[str, float, float]:
-    return step.fingerprint, step.loss, step.grad_norm

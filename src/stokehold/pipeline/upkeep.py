@@ -39,7 +39,7 @@ def _back_up(home: Home) -> None:
 def _drill(home: Home) -> None:
     """Of the champion; where there is no version yet, or its weights need the GPU that trains, there is none."""
     if versions.list_versions(home) and home.config().model.method != "qlora":
-        sys.argv = ["drill", "--home", str(home.root)]
+        sys.argv = ["drill", "--home", str(home.root), "--unrecorded-passes"]
         runpy.run_module("stokehold.pipeline.drill", run_name="__main__")
 
 

@@ -26,6 +26,7 @@ from stokehold.core.config import Config
 from stokehold.core.errors import StokeholdError
 from stokehold.core.records import JobState
 from stokehold.pipeline import upkeep
+from stokehold.pipeline.asking import NODE
 from stokehold.pipeline.device import DeviceQueue
 from stokehold.pipeline.trainer import Trainer
 from stokehold.pipeline.workflows import STAGES, Workshop, declare, hand_over
@@ -33,6 +34,7 @@ from stokehold.store.db import job_rows, jobs
 from stokehold.store.home import Home
 from stokehold.store.housekeeping import trash
 from stokehold.store.parent import listen, wait_for_go
+from stokehold.store.transfer import evaluation_requests
 
 EXECUTOR = "trainer-0"
 OOM_SCORE = Path("/proc/self/oom_score_adj")
@@ -66,6 +68,8 @@ def work(home: Home, leave: Leave) -> None:
         trainer.check()
         home.sweep()
         trash.empty(home)
+        if config.devices.evaluator != NODE:
+            evaluation_requests.close(home)  # asked under another setting: nobody waits for the answers any more
         declare(Workshop(home, client, device, trainer), STAGES)
         upkeep.start(home, client)
         queues = [queue for queue in jobs.QUEUES if apart is None or queue != jobs.QUEUE_OF["evaluate"]]

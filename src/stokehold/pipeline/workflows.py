@@ -8,9 +8,9 @@ fails the job with its class, message and traceback, and everything else goes on
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -61,11 +61,12 @@ class Workshop:
 
 LOG = logging.getLogger(__name__)
 TRACE_CHARS = 8000
-ROOM_POLL_S = 5.0
-"""Seconds between two looks at a full disk; each may write a part of what did not fit."""
+ROOM_POLL_S, ROOM_POLL_MOST_S = 5.0, 60.0
+"""Seconds between two looks at a full disk, at first and at most; each may write a part of what did not fit."""
 
 HASH_CHARS = 8
 P = TypeVar("P", bound=Place)
+T = TypeVar("T")
 Stage = Callable[[P, Mapping[str, Any]], JobState]
 
 
@@ -86,26 +87,46 @@ def _runner(workshop: P, kind: str, stage: Stage[P]) -> Callable[[dict[str, Any]
 def run_stage(workshop: P, stage: Stage[P], payload: Mapping[str, Any]) -> JobState:
     """Runs a stage until it ends or has failed for good; the job's row says which."""
     db, job_id = workshop.jobs.db, str(payload["job"])
-    job = job_rows.begin(db, job_id, *_place(workshop))
+    job = with_room(db, job_id, lambda: job_rows.begin(db, job_id, *_place(workshop)))
     while job.state is JobState.RUNNING:
         try:
-            state = stage(workshop, payload)
+            state = with_room(db, job_id, lambda: stage(workshop, payload))
         except Exception as error:  # noqa: BLE001 - stored with its traceback, retried, at last failed: never swallowed
-            if is_full(error):
-                wait_for_room(workshop, job_id, error)
-                continue
-            job = record_failure(workshop, job_id, error)
+            job = with_room(db, job_id, partial(record_failure, workshop, job_id, error))
         else:
-            return settle(workshop, job_id, state)
+            return with_room(db, job_id, partial(settle, workshop, job_id, state))
     return job.state
 
 
-def wait_for_room(workshop: Place, job_id: str, error: Exception) -> None:
-    """A full disk is no attempt: the stage is begun again, and again, until there is room. Told where it can be."""
-    LOG.warning("%s: %s; trying again every %s s", job_id, error, ROOM_POLL_S)
-    with suppress(DiskFullError):  # it is in the log
-        events.record(workshop.jobs.db, "disk_full", f"{job_id}: {error}; it goes on when there is room", job=job_id)
-    time.sleep(ROOM_POLL_S)
+def with_room(db: Database, job_id: str, do: Callable[[], T]) -> T:
+    """What `do` returns. A full disk is no attempt: it is done again, and again, until there is room."""
+    told, waits = False, pauses()
+    while True:
+        try:
+            return do()
+        except Exception as error:
+            if not is_full(error):
+                raise
+            told = told or _tell_full(db, job_id, error)
+        time.sleep(next(waits))
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait for room, each time longer: what is tried in vain may be hours of work."""
+    seconds = ROOM_POLL_S
+    while True:
+        yield seconds
+        seconds = min(2 * seconds, ROOM_POLL_MOST_S)
+
+
+def _tell_full(db: Database, job_id: str, error: Exception) -> bool:
+    """Tells it in the log, and as an event; False where the database has no room for that either."""
+    LOG.warning("%s: %s; it goes on when there is room", job_id, error)
+    try:
+        events.record(db, "disk_full", f"{job_id}: {error}; it goes on when there is room", job=job_id)
+    except DiskFullError:
+        return False
+    return True
 
 
 def settle(workshop: Place, job_id: str, state: JobState, reason: str | None = None) -> JobState:
@@ -116,7 +137,10 @@ def settle(workshop: Place, job_id: str, state: JobState, reason: str | None = N
 
 
 def record_failure(workshop: Place, job_id: str, error: Exception) -> Job:
-    """Stores the exception; bad input and divergence fail at once, since the same bytes would do the same again."""
+    """Stores the exception; bad input and divergence fail at once, since the same bytes would do the same again.
+
+    Steps are a sign of getting on for the job that trains, and for no other that runs meanwhile.
+    """
     db, kind = workshop.jobs.db, type(error).__name__
     hopeless = isinstance(error, InputError | DivergenceError)
     text = str(error) if hopeless else f"{kind}: {error}"
@@ -124,7 +148,8 @@ def record_failure(workshop: Place, job_id: str, error: Exception) -> Job:
     events.record(db, "job_failed", f"{job_id}: {text}", job=job_id, error=kind, traceback=trace)
     if hopeless:
         return job_rows.set_state(db, job_id, JobState.FAILED, text)
-    return job_rows.record_exception(db, job_id, text, *_place(workshop))
+    trains = job_rows.get_job(db, job_id).kind == "train"
+    return job_rows.record_exception(db, job_id, text, *(_place(workshop) if trains else (None, 0)))
 
 
 def ingest(workshop: Workshop, payload: Mapping[str, Any]) -> JobState:

@@ -133,6 +133,18 @@ class Disk:
         self.remove_folder(path)
 
 
+class Tally(Disk):
+    """Counts the bytes that are copied, which a reflink or a link spares."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def copy(self, source: Path, target: Path) -> str:
+        digest = super().copy(source, target)
+        self.bytes += target.stat().st_size
+        return digest
+
+
 T = TypeVar("T")
 
 DISK = Disk()

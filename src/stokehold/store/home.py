@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,13 +26,20 @@ class Lock:
     def __init__(self, path: Path, purpose: str) -> None:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            self._take(path, purpose)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, path: Path, purpose: str) -> None:
+        try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(self._handle, 4096).decode(errors="replace").strip() or "another process"
-            os.close(self._handle)
             raise BusyError(f"{path.stem} is held by {holder}", str(path), "stop it, or wait for it") from error
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} ({purpose})\n".encode(), 0)
+        with suppress(OSError):  # the note only says who holds it: nobody is refused for want of room for it
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"process {os.getpid()} ({purpose})\n".encode(), 0)
 
     def release(self) -> None:
         """Lets go; a second call does nothing."""

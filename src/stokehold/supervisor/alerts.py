@@ -77,6 +77,7 @@ def active(facts: Facts, status: Mapping[str, Any]) -> list[Alert]:
         *restarts(facts.children, facts.boot_s),
         evaluator_broken(facts.evaluations[-1] if facts.evaluations else None),
         evaluator_stale(facts.steps, facts.evaluations, facts.config) if facts.suites else None,
+        evaluation_damaged(facts.damaged),
         node_away(facts.node_silence_s),
         above("temperature", "GPU temperature, °C", status["gpu"]["temperature_c"], limit_c, CRITICAL),
     ]
@@ -229,6 +230,14 @@ def evaluator_stale(steps: Sequence[Step], evaluations: Sequence[Evaluation], co
     ):
         return Alert("evaluator_stale", WARNING, f"no evaluation for {behind} steps")
     return None
+
+
+def evaluation_damaged(damaged: Mapping[str, str]) -> Alert | None:
+    """A record among the newest cannot be read, and is missing from everything that is shown."""
+    if not damaged:
+        return None
+    told = "; ".join(f"{name}: {what}" for name, what in damaged.items())
+    return Alert("evaluation_damaged", WARNING, f"{told}; restore it from a backup, or move it out of `evaluations/`")
 
 
 def node_away(silence_s: float | None) -> Alert | None:

@@ -50,8 +50,9 @@ class Facts:
     `steps`: the last of the journal; `job_steps`: steps since the first of the present file; `job_examples`: what
     that file gives in all its epochs; `matches`: of the last in-training samples; `sampled`, `correct`: of all of
     them; `evaluations`: those of training, on the newest one's suites; `judged_loss`: the mean training loss at the
-    newest one's step, nats per token; `children`: what the supervisor says of its processes; `boot_s`: when this was,
-    in seconds since the machine was started; `node_silence_s`: as `evaluation_requests.silence_s`.
+    newest one's step, nats per token; `damaged`: what is wrong with each evaluation that cannot be read; `children`:
+    what the supervisor says of its processes; `boot_s`: when this was, in seconds since the machine was started;
+    `node_silence_s`: as `evaluation_requests.silence_s`.
     """
 
     config: Config
@@ -71,6 +72,7 @@ class Facts:
     sampled: int = 0
     correct: int = 0
     evaluations: Sequence[Evaluation] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
     judged_loss: float | None = None
     suites: int = 0
     machine: Machine = Machine()
@@ -91,7 +93,8 @@ def gather(home: Home, db: Database) -> Facts:
     last = journal.last_step(db)
     steps = journal.steps(db, since=last.step - EMA_STEPS - 1) if last is not None else []
     samples = journal.latest_samples(db, SAMPLES_READ)
-    series = _series(home, db)
+    judged, damaged = evaluations.list_readable(home, db, EVALUATIONS_READ)
+    series = _series(judged)
     sampled, correct = journal.sample_counts(db)
     return Facts(
         config=config,
@@ -111,6 +114,7 @@ def gather(home: Home, db: Database) -> Facts:
         sampled=sampled,
         correct=correct,
         evaluations=series,
+        damaged=damaged,
         judged_loss=_loss_at(db, series[-1].step) if series else None,
         suites=len(config.evaluation.suites or suites.suite_names(home)),
         machine=_machine(home),
@@ -139,9 +143,9 @@ def _current_job(unfinished: Sequence[Job], trainer: Trainer | None) -> Job | No
     return next((job for job in unfinished if job.id == named), at_work[0] if at_work else None)
 
 
-def _series(home: Home, db: Database) -> list[Evaluation]:
-    """Evaluations of training steps over the same suites as the newest, oldest first."""
-    found = [e for e in evaluations.list_evaluations(home, db, limit=EVALUATIONS_READ) if e.step is not None]
+def _series(judged: Sequence[Evaluation]) -> list[Evaluation]:
+    """Of these, newest first, those of training steps over the same suites as the newest, oldest first."""
+    found = [e for e in judged if e.step is not None]
     return [e for e in reversed(found) if e.suites.keys() == found[0].suites.keys()]
 
 

@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
 from stokehold.core.errors import InputError, NotFoundError, StokeholdError
 from stokehold.core.records import Job, JobState, Priority
@@ -101,6 +102,9 @@ class Inbox:
             except StokeholdError as error:
                 self._later(path, now_s, f"{shown(path)} cannot be taken: {error}")
                 continue
+            except SQLAlchemyError as error:  # its text has numbers of its own, and would be news at every try
+                self._later(path, now_s, f"{shown(path)} waits: the database fails ({type(error).__name__})")
+                break  # the others need it too, and each may wait long for its answer: they come in the next rounds
             if job is not None:
                 made.append(job)
         return made
@@ -187,11 +191,11 @@ class Inbox:
         folder.mkdir(exist_ok=True)
         target = free_name(folder, shown(path))
         note = target.with_name(f"{target.name}.reason.txt")
-        note.write_text(f"{reason}\n", "utf-8")
         try:
+            note.write_text(f"{reason}\n", "utf-8")
             path.rename(target)
         except OSError:
-            note.unlink()
+            note.unlink(missing_ok=True)  # a full disk takes the name and not the text
             raise
         self._seen.pop(path, None)
         text = f"{shown(path)} was refused: {reason.splitlines()[0]}"

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -43,7 +43,7 @@ LEAVE_S = 120.0
 """Longest wait for a child to leave in order; a step and a checkpoint of a large model fit in it."""
 
 REMIND_S = 600.0
-"""An alert that comes and goes becomes an event at most this often."""
+"""An alert is new when it did not hold for this long: one that stands, or comes and goes, is one event."""
 
 TRIM_S = 3600.0
 LOGS_S = 60.0
@@ -62,7 +62,7 @@ class Supervisor:
         self._settled, self._waiting_for = False, ""
         self._status_s = self._trim_s = self._logs_s = 0.0
         self._log, self._clocks = Log(home.logs / "supervisor.log"), clock.look()
-        self._alerts: dict[str, float] = {}
+        self._alerts: dict[str, float] = {}  # when each kind held last
         self._faults: dict[str, str] = {}
 
     def run(self) -> int:
@@ -130,14 +130,16 @@ class Supervisor:
         self._tell_children()
         content = payload(self._home, self._client.db)
         write_status(self._home, content)
-        for alert in content["active_alerts"]:
-            last_s = self._alerts.get(alert["kind"])
-            if last_s is None or time.monotonic() - last_s > REMIND_S:
-                self._report("alert", f"{alert['kind']}: {alert['text']}", {"severity": alert["severity"]})
-                self._alerts[alert["kind"]] = time.monotonic()
+        self._tell_alerts(content["active_alerts"], time.monotonic())
         if time.monotonic() >= self._trim_s:
             self._trim_s = time.monotonic() + TRIM_S
             events.trim(self._client.db)
+
+    def _tell_alerts(self, active: Sequence[Mapping[str, str]], now_s: float) -> None:
+        for alert in active:
+            last_s, self._alerts[alert["kind"]] = self._alerts.get(alert["kind"]), now_s
+            if last_s is None or now_s - last_s > REMIND_S:
+                self._report("alert", f"{alert['kind']}: {alert['text']}", {"severity": alert["severity"]})
 
     def _tell_children(self) -> None:
         children = [

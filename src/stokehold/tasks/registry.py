@@ -70,6 +70,12 @@ def row(sample: Sample) -> dict[str, Any]:
     return {"messages": messages, "metadata": dict(sample.metadata)}
 
 
+def family_of(sample: Sample) -> str | None:
+    """The task family that the sample's metadata names; None also for what people call their own groups."""
+    name = sample.metadata.get("family")
+    return name if isinstance(name, str) and name in FAMILIES else None
+
+
 def identity_of(sample: Sample) -> str | None:
     """The problem's identity where the sample's metadata names a family and holds its problem, else None."""
     family = FAMILIES.get(str(sample.metadata.get("family")))

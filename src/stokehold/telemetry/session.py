@@ -4,12 +4,14 @@ A crash leaves both readable: the CSV up to its last whole row, the metadata wit
 then works out from the CSV.
 """
 
+import errno
 import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from stokehold.core.config import TelemetryConfig
-from stokehold.core.errors import InputError, StokeholdError, UsageError
+from stokehold.core.errors import DiskFullError, InputError, StokeholdError, UsageError
 from stokehold.core.records import Session
 from stokehold.telemetry.analysis import SessionAnalysis
 from stokehold.telemetry.collapse import MAX_GAP_S, CollapseRule
@@ -30,6 +32,7 @@ from stokehold.telemetry.table import SCHEMA, header, read_table, row
 from stokehold.telemetry.workload import Workload, guessed, told
 
 METADATA_SUFFIX = "_metadata.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_GAP_INTERVALS = 3.0
 """Missing this many ticks in a row is a hole that neither energy nor a collapse is carried across."""
 
@@ -46,20 +49,26 @@ class SessionFile:
         self.path = path
         self._file = path.open("xb", buffering=0)
         self._torn = False
-        self.append(header())
+        try:
+            self.append(header())
+        except OSError:
+            self._file.close()
+            raise
 
     def append(self, text: str) -> None:
         """Writes whole lines; after a failed write (a full disk) the next one begins on a line of its own."""
         data = (b"\n" if self._torn else b"") + text.encode()
         self._torn = True
         if self._file.write(data) != len(data):
-            raise OSError(f"{self.path}: only part of a row could be written")
+            raise OSError(errno.ENOSPC, "only part of a row could be written", str(self.path))
         self._torn = False
 
     def close(self) -> None:
         if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
 
 
 class Recorder:
@@ -94,6 +103,7 @@ class Recorder:
         self._started = datetime.now(UTC)
         self._started_s = time.monotonic()
         self._session: Session | None = None
+        self._made_folder = False
 
     def __enter__(self) -> "Recorder":
         self.start()
@@ -103,20 +113,31 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        if self._tokens == 0 and _is_full(error):
+            self._forget()  # whoever waits for room tries again, and each try would leave one
 
     def start(self) -> None:
-        """Opens the CSV, takes the first tick, begins sampling; `StokeholdError` when the folder cannot be written."""
+        """Opens the CSV, takes the first tick, begins sampling.
+
+        Raises DiskFullError where there is no room and StokeholdError where the folder cannot be written otherwise;
+        then nothing of the session stays.
+        """
         if self._file is not None:
             raise UsageError("the recorder is already started", str(self.folder), "make a new one")
         self._started, self._started_s = datetime.now(UTC), time.monotonic()
+        self._made_folder = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = SessionFile(self.folder / f"rle_{self._started:%Y%m%dT%H%M%S.%fZ}.csv")
+            self._file = SessionFile(self._csv_path())
             self._sampler.start()
             self._write_metadata(self._file.path, self._metadata(complete=False))
         except OSError as error:
             self._sampler.stop()
-            raise StokeholdError(
+            if self._owns_sensors:
+                close_nvidia()
+            self._forget()
+            refusal = DiskFullError if _is_full(error) else StokeholdError
+            raise refusal(
                 f"cannot record telemetry ({error.strerror or error})", str(self.folder), "free space or choose another"
             ) from error
 
@@ -180,6 +201,20 @@ class Recorder:
             if self._file is not None:
                 self._file.append(text)
 
+    def _forget(self) -> None:
+        """Removes what was written of this session, and the folder where it was made for it."""
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with suppress(OSError):
+            for path in self.folder.glob(f"{self._csv_path().stem}*"):
+                path.unlink()
+            if self._made_folder:
+                self.folder.rmdir()
+
+    def _csv_path(self) -> Path:
+        return self.folder / f"rle_{self._started:%Y%m%dT%H%M%S.%fZ}.csv"
+
     def _free_gb(self) -> float | None:
         try:
             return shutil.disk_usage(self.folder).free / GIGABYTE
@@ -239,6 +274,10 @@ def _session(csv_path: Path, metadata: Mapping[str, Any]) -> Session:
         hardware=metadata["hardware"],
         summary={**metadata["summary"], "complete": metadata["complete"]},
     )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _metadata_path(csv_path: Path) -> Path:

@@ -35,11 +35,22 @@ def completed(progress: Progress, rows: int, epochs: int, rejected: Sequence[Rej
     if progress.examples == 0:
         why = f"line {rejected[0].line}: {rejected[0].reason}" if rejected else "it has no row to train"
         raise InputError("no row of this file could be trained", f"dataset {dataset}", why)
-    wanted = epochs * (rows - len(progress.unusable)) - progress.skipped
+    wanted = _wanted(progress, rows, epochs) - progress.skipped
     if progress.examples < wanted:
         lost = f"{progress.examples} of {wanted} examples were trained"
         raise IntegrityError("rows are missing", f"dataset {dataset}", f"{lost}; verify the dataset's rows.jsonl")
     return progress
+
+
+def share(progress: Progress, rows: int, epochs: int) -> float:
+    """How much of a run is behind it, in [0, 1], as `completed` reckons it."""
+    done = progress.examples + progress.skipped
+    return min(1.0, done / max(1, _wanted(progress, rows, epochs)))
+
+
+def _wanted(progress: Progress, rows: int, epochs: int) -> int:
+    """Examples of a whole run, as far as is known: a row that cannot be trained is in none of its epochs."""
+    return epochs * (rows - len(progress.unusable))
 
 
 def _past(progress: Progress, group: Sequence[Batch], rejected: Iterable[Rejection]) -> Progress:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stokehold.core.errors import IntegrityError
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState
+from stokehold.core.shares import percent
 from stokehold.store.home import Home
 from stokehold.store.judged.items import read_readings
 
@@ -133,7 +134,7 @@ def _kind(kind: Mapping[str, Any]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{100 * value:.1f} %"
+    return UNKNOWN if value is None else percent(value)
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from stokehold.core.errors import NotFoundError
+from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, Job, JobState, Version
 from stokehold.store.db import control, events, job_rows, tables
 from stokehold.store.db.database import Database
@@ -125,11 +125,11 @@ class Readings:
         return named | {"readings": self._found[1]}
 
     def _evaluation(self, evaluation_id: str) -> Evaluation | None:
-        """The record, or None where its folder is gone."""
+        """The record, or None where its folder is gone, or damaged, of which an alert tells."""
         if evaluation_id not in self._judgements:
             try:
                 self._judgements[evaluation_id] = evaluations.load(self.home, evaluation_id)
-            except NotFoundError:
+            except (NotFoundError, IntegrityError):
                 return None
         return self._judgements[evaluation_id]
 

@@ -25,6 +25,9 @@ MOST_POINTS = POINTS + POINTS // 2
 DIGITS_COMPARED = 1
 """Digits of memory and disk in 10^9 bytes: what changes by less is no news."""
 
+AGES = ("drill", "backup")
+"""What the status tells the age of, which grows all the time: compared in whole minutes."""
+
 
 @dataclass
 class Sent:
@@ -78,7 +81,14 @@ def _without_noise(status: dict[str, Any]) -> dict[str, Any]:
     """The status without what changes by itself all the time."""
     used_gb, free_gb = status["ram"]["used_gb"], status["disk"]["free_gb"]
     coarse = [None if value is None else round(value, DIGITS_COMPARED) for value in (used_gb, free_gb)]
-    return status | {"timestamp": None, "ram": coarse[0], "disk": coarse[1]}
+    aged = {name: _in_minutes(status[name]) for name in AGES}
+    return status | aged | {"timestamp": None, "ram": coarse[0], "disk": coarse[1]}
+
+
+def _in_minutes(told: dict[str, Any] | None) -> dict[str, Any] | None:
+    if told is None or told["age_s"] is None:
+        return told
+    return told | {"age_s": told["age_s"] // 60}
 
 
 def _curve(readings: Readings, sent: Sent) -> list[dict[str, str]]:

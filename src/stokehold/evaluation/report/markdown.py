@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from stokehold.core.records import Comparison
+from stokehold.core.shares import percent
 from stokehold.evaluation.report.content import Report, Share
-from stokehold.evaluation.report.page import p_value, percent, points, verdict_in_words, visible
+from stokehold.evaluation.report.page import p_value, points, verdict_in_words, visible
 
 HEAD = ("suite", "n", "A", "B", "Δ, points [95 % CI]", "p (Holm)", "verdict")
 ALIGNED = ("---", "---:", "---:", "---:", "---:", "---:", "---")

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stokehold import __version__
 from stokehold.core.records import Evaluation, Verdict
+from stokehold.core.shares import percent
 from stokehold.evaluation.report.content import SHOWN, Report
 
 MAX_TEXT = 4000
@@ -93,11 +94,6 @@ def ticks(low: float, high: float) -> list[float]:
     # A logarithm may round up at a power of ten: half of it is the way out.
     step = max(unit * many for many in (0.5, 1, 2, 5) if unit * many <= rough)
     return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share for people."""
-    return f"{100 * share:.{digits}f} %"
 
 
 def points(delta: float) -> str:

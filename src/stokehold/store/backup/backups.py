@@ -320,7 +320,10 @@ class _Collector:
 
     def _known(self) -> dict[tuple[str, int, int | None], Entry]:
         last = newest(self._home)
-        files = contents(Path(last.path)).files if last else ()
+        try:
+            files = contents(Path(last.path)).files if last else ()
+        except (IntegrityError, OSError):
+            return {}  # it only spares reading files again
         return {(entry.path, entry.bytes, entry.mtime_ns): entry for entry in files}
 
 

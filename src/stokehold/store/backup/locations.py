@@ -8,7 +8,7 @@ Each object is read back and hashed after it was written, whatever the place. Cr
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,9 @@ class Location(Protocol):
 
     settles: bool
     """Whether an object has its name only after it was read back."""
+
+    def sweep(self, before_s: float) -> None:
+        """Removes what killed copies left half written before this time; no object is touched."""
 
     def put(self, name: str, source: Path, expected: str) -> None:
         """Copies a file in, over one of that name; `IntegrityError` where what lies there is not of this BLAKE3."""
@@ -130,6 +133,12 @@ class FolderLocation:
                 found[name] = path.stat().st_size
         return found
 
+    def sweep(self, before_s: float) -> None:
+        for stage in self.root.glob(f"{STAGING}*"):
+            with suppress(OSError):  # it ended meanwhile, or is not ours to remove: no reason to copy nothing
+                if stage.is_file() and stage.stat().st_mtime < before_s:
+                    self._disk.remove(stage)
+
     def put(self, name: str, source: Path, expected: str) -> None:
         self._place(name, lambda stage: self._disk.copy(source, stage), expected)
 
@@ -163,11 +172,14 @@ class FolderLocation:
                     self._disk.sync(folder)
             stage = self.root / f"{STAGING}{target.name}"
             stage.unlink(missing_ok=True)  # what a killed run left of the same object
-            fill(stage)
-            if hash_file(stage) != expected:
-                stage.unlink()
-                raise _differs(self, name)
-            self._disk.rename(stage, target)
+            try:
+                fill(stage)
+                if hash_file(stage) != expected:
+                    raise _differs(self, name)
+                self._disk.rename(stage, target)
+            except BaseException:
+                stage.unlink(missing_ok=True)  # or a place that is full stays full
+                raise
             self._disk.sync(target.parent)
 
 
@@ -194,6 +206,9 @@ class UrlLocation:
                 return {}
             found = self._fs.find(self._root, detail=True)
         return {path.removeprefix(self._root).lstrip("/"): int(info["size"] or 0) for path, info in found.items()}
+
+    def sweep(self, before_s: float) -> None:
+        """Such a place keeps no half objects of its own; `offsite` remembers the one under way."""
 
     def put(self, name: str, source: Path, expected: str) -> None:
         self._place(name, lambda path: self._fs.put_file(str(source), path), expected)
@@ -250,6 +265,9 @@ class HomeLocation:
     def names(self) -> dict[str, int]:
         there = {name: path.stat().st_size for name, path in self._objects.items() if path.is_file()}
         return {MARKER: len(MARK), **there} if there else {}
+
+    def sweep(self, before_s: float) -> None:
+        """Nothing is staged here for a backup."""
 
     def put(self, name: str, source: Path, expected: str) -> None:
         raise UsageError("a home is no place for a backup", self.place, "choose a folder outside it")

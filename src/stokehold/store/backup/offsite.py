@@ -2,7 +2,8 @@
 
 Only blobs that the place does not have travel, each is read back, and a snapshot's manifest comes last: a copy that
 was killed leaves whole blobs, which the next one finds. What it costs: the database whole each time, every other
-content once; nothing is ever removed from the place. A run lists every object there.
+content once; no object is ever removed from the place, only what a killed copy left half written. A run lists every
+object there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,10 +50,14 @@ from stokehold.store.files import (
     write_atomic,
 )
 from stokehold.store.home import Home
+from stokehold.store.housekeeping import ages
 
 RESULT = "backup.json"
 COPYING = "backup.copying"
 """In `status/`: the object under way to a place that shows it before it was read back."""
+
+HALF_S = 24 * 3600.0
+"""What is half written at the place for longer than this has no writer: other homes may be copying there now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ def copy(home: Home, found: Snapshot, location: Location, progress: Progress = q
         raise UsageError("a home is no place for a backup", location.place, "choose a folder outside it")
     if not (there := check_names(location)):
         mark(location)
+    location.sweep(ages.present_s(home) - HALF_S)
     _recheck(home, location, there)
     wanted = list(_sources(home, found))
     total, done, bad, sent = sum(size for _, size, _ in wanted), 0, [], []

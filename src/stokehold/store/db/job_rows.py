@@ -146,7 +146,7 @@ def begin(db: Database, job_id: str, last_step: int | None = None, branch: int =
 def record_exception(db: Database, job_id: str, error: str, last_step: int | None = None, branch: int = 0) -> Job:
     """Counts an exception of a running job and keeps its text; try again only where the returned state is `running`.
 
-    A new step since the last fault starts the count afresh.
+    A new step since the last fault starts the count afresh; give one only where the job itself makes them.
     """
     with db.write() as connection:
         row = _row(connection, job_id)

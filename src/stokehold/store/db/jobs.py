@@ -238,7 +238,8 @@ class JobsClient:
         return job_rows.list_jobs(self.db, states, limit)
 
     def cancel(self, job_id: str) -> Job:
-        """A waiting job never runs; a running one leaves at its next step (training) or ends unheeded.
+        """A waiting job never runs; a running one leaves at its next step (training), between two batches (in an
+        evaluator of its own) or ends unheeded.
 
         DBOS does not interrupt a running step: a running train job is asked by the control row to skip its file.
         """

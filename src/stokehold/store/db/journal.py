@@ -3,6 +3,7 @@
 A row is keyed by (branch, step): a step repeated after a kill overwrites itself, a step after going back stands
 beside the one it replaced. The lineage of a branch is its own rows and, up to where it began, its parent's lineage.
 A lineage is read span by span: their steps follow one another, and each is one range of the key, however long the run.
+PostgreSQL's sum of whole numbers is a `Decimal`, so sums are made whole numbers again here.
 """
 
 from collections import Counter
@@ -113,8 +114,8 @@ def job_totals(db: Database, job_ids: Sequence[str]) -> Totals:
         for span in lineage(connection):
             for query in (_totals(COLUMNS, _inside(span), job_ids), _totals(SUMS, inside_sums(span), job_ids)):
                 row = connection.execute(query).one()
-                steps, examples, tokens = steps + row.steps, examples + (row.examples or 0), tokens + (row.tokens or 0)
-                seconds += row.seconds or 0.0
+                steps, seconds = steps + row.steps, seconds + (row.seconds or 0.0)
+                examples, tokens = examples + int(row.examples or 0), tokens + int(row.tokens or 0)
             last = sa.select(COLUMNS.step, COLUMNS.loss).where(COLUMNS.job.in_(job_ids), _inside(span))
             found = connection.execute(last.order_by(COLUMNS.step.desc()).limit(1)).one_or_none()
             if found is not None and found.step > newest[0]:
@@ -132,7 +133,7 @@ def examples_by_dataset(db: Database, until_step: int) -> dict[str, int]:
             rows = rows.where(_inside(span), COLUMNS.step <= until_step).group_by(COLUMNS.dataset)
             thinned = thinned.where(inside_sums(span), SUMS.last_step <= until_step).group_by(SUMS.dataset)
             for query in (rows, thinned):
-                found.update({row.dataset: row.examples for row in connection.execute(query)})
+                found.update({row.dataset: int(row.examples) for row in connection.execute(query)})
         found.update(_lost(connection, until_step))
     return dict(found)
 

@@ -339,7 +339,10 @@ def _scratch(home: Home) -> Iterator[Path]:
     """Staging that nobody holds any more, as `Home.sweep` finds it."""
     for folder in (home.root, *home.inboxes.values(), *home.folders):
         for path in (*folder.glob(f"{STAGING}*"), *folder.glob(f"{INCOMING}*")):
-            handle = os.open(path, os.O_RDONLY)
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except OSError:
+                continue  # finished or removed by its owner since the listing
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.is_dir():
@@ -365,7 +368,7 @@ def _size(folder: Path, ruling: Ruling) -> int:
 
 def _tree_bytes(folder: Path) -> int:
     """Bytes of the files in a folder, whoever else shares them."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(found.st_size for _, found in space.files_of(folder))
 
 
 def _relative(home: Home, path: Path) -> str:

@@ -1,8 +1,11 @@
 """How much room there is, what taking files away would give back, and when training waits for room."""
 
+import itertools
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,16 +87,18 @@ def freed(paths: Iterable[Path]) -> int:
     """
     names: dict[tuple[int, int], int] = {}
     there: dict[tuple[int, int], os.stat_result] = {}
-    for file in {file for path in paths for file in _files(path)}:
-        found = file.lstat()
+    for found in {file: found for path in paths for file, found in files_of(path)}.values():
         key = (found.st_dev, found.st_ino)
         names[key] = names.get(key, 0) + 1
         there[key] = found
     return sum(found.st_blocks * BLOCK_BYTES for key, found in there.items() if names[key] >= found.st_nlink)
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_symlink() or path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from (file for file in path.rglob("*") if file.is_symlink() or file.is_file())
+def files_of(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The files and links in a folder, or the file itself; what a living trainer removes meanwhile is left out."""
+    inside = (Path(folder) / name for folder, folders, files in os.walk(path) for name in (*folders, *files))
+    for each in (path,) if path.is_symlink() else itertools.chain((path,), inside):
+        with suppress(FileNotFoundError):
+            found = each.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                yield each, found

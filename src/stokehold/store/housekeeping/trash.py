@@ -1,7 +1,6 @@
 """What is taken out of the way is moved here with its reason; only `empty` deletes, and only what is old enough."""
 
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ PRUNED_KEEP_S = 3600.0
 
 PRUNED = "pruned"
 NAME = re.compile(r"(\d+)-(.+)")
-"""When it came, in nanoseconds, and its own name."""
+"""When it came, in nanoseconds by the clock of `ages`, and its own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def discard(home: Home, folder: Path, reason: str) -> Path:
 def reserve(home: Home, folder: Path, reason: str) -> Path:
     """Writes down that `folder` comes to the trash and why; returns the name to move it to."""
     home.trash.mkdir(exist_ok=True)
-    target = home.trash / f"{time.time_ns()}-{folder.name}"
+    target = _free(home, folder.name)
     note = {"origin": folder.relative_to(home.root).as_posix(), "reason": reason, "created": utc_now()}
     write_atomic(_note(target), orjson.dumps(note), disk=home.disk)
     return target
@@ -116,6 +115,14 @@ def _read_note(folder: Path) -> dict[str, Any]:
         return {}
     named = Path(str(note.get("origin"))).name if isinstance(note, dict) else ""
     return note if named == NAME.sub(r"\2", folder.name) else {}
+
+
+def _free(home: Home, name: str) -> Path:
+    """A name that nothing here has, stamped by the clock that `expired` counts to: the wall's may be days ahead."""
+    stamp = int(ages.present_s(home) * 1e9)
+    while (target := home.trash / f"{stamp}-{name}").exists() or _note(target).exists():
+        stamp += 1
+    return target
 
 
 def _note(target: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from stokehold.core.errors import NotFoundError
+from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation, SuiteResult, SuiteState, Verdict
 from stokehold.store.db import tables
 from stokehold.store.db.database import Database, upsert
@@ -72,14 +72,32 @@ def list_evaluations(
     home: Home, db: Database, weights_hash: str | None = None, limit: int | None = None, until: int | None = None
 ) -> list[Evaluation]:
     """Evaluations, newest first; rows whose folder is gone are passed over. `until` leaves out those of later steps."""
+    return [found for i in _ids(db, weights_hash, limit, until) if (found := find(home, i)) is not None]
+
+
+def list_readable(home: Home, db: Database, limit: int) -> tuple[list[Evaluation], dict[str, str]]:
+    """As `list_evaluations`, for those who only show them: the damaged ones are apart, each id with what is wrong."""
+    found, damaged = [], {}
+    for evaluation_id in _ids(db, None, limit, None):
+        try:
+            evaluation = find(home, evaluation_id)
+        except IntegrityError as error:
+            damaged[evaluation_id] = error.what
+            continue
+        if evaluation is not None:
+            found.append(evaluation)
+    return found, damaged
+
+
+def _ids(db: Database, weights_hash: str | None, limit: int | None, until: int | None) -> list[str]:
+    """Newest first."""
     query = sa.select(COLUMNS.id).order_by(COLUMNS.created.desc(), COLUMNS.id.desc()).limit(limit)
     if weights_hash is not None:
         query = query.where(COLUMNS.weights_hash == weights_hash)
     if until is not None:
         query = query.where(sa.func.coalesce(COLUMNS.step, 0) <= until)
     with db.read() as connection:
-        ids = list(connection.execute(query).scalars())
-    return [found for i in ids if (found := find(home, i)) is not None]
+        return list(connection.execute(query).scalars())
 
 
 def record_decision(db: Database, evaluation_id: str, verdict: Verdict | None, decision: str) -> None:

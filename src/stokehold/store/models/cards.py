@@ -11,6 +11,7 @@ import orjson
 
 from stokehold.core.errors import IntegrityError, NotFoundError
 from stokehold.core.records import Evaluation
+from stokehold.core.shares import percent
 from stokehold.store import datasets
 from stokehold.store.db.database import Database
 from stokehold.store.files import MANIFEST, read_manifest
@@ -123,7 +124,7 @@ def _judged(evaluation: Mapping[str, Any] | None) -> list[str]:
 def _share(exact: float | None, interval: Sequence[float] | None) -> str:
     if exact is None or interval is None:
         return "-"
-    return f"{100 * exact:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{percent(exact)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _number(value: float | None) -> str:

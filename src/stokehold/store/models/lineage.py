@@ -29,7 +29,7 @@ def trained_files(db: Database) -> list[Trained]:
                 for row in connection.execute(query):
                     joules = float(row.joules) if row.measured == row.steps else None
                     known = {"job": row.job, "dataset": row.dataset, "first": row.first, "last": row.last}
-                    known |= {"steps": row.steps, "tokens": row.tokens, "seconds": row.seconds, "joules": joules}
+                    known |= {"steps": row.steps, "tokens": int(row.tokens), "seconds": row.seconds, "joules": joules}
                     part = Trained(file=names.get(row.job, row.job), **known)
                     found[row.job] = _joined(found[row.job], part) if row.job in found else part
     return sorted(found.values(), key=lambda file: (file.first, file.job))

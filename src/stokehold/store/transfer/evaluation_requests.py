@@ -139,9 +139,10 @@ def ask(home: Home, request: Request) -> None:
 
 
 def close(home: Home) -> None:
-    """Ends what was asked, and removes whatever came for it."""
-    if _folder(home).exists():
-        home.disk.remove_tree(_folder(home))
+    """Ends what was asked, and removes whatever came for it. The folder stays, for somebody may be sending answers."""
+    home.disk.remove(_folder(home) / REQUEST)  # first: what a kill leaves behind answers nothing
+    for path in _folder(home).glob("*"):
+        home.disk.remove(path)
 
 
 def accept(home: Home, request_id: str, came: Path) -> None:

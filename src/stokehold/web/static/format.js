@@ -14,8 +14,13 @@ export function significant(value) {
   return value.toPrecision(value >= 100 ? 4 : 3);
 }
 
+/** Only all of it is 100 %, only none of it is 0 %. */
 export function percent(share, digits = 1) {
-  return share === null || share === undefined ? DASH : `${number(100 * share, digits)} %`;
+  if (share === null || share === undefined) return DASH;
+  const text = number(100 * share, digits);
+  const least = 10 ** -digits;
+  if (share > 0 && text === number(0, digits)) return `<${number(least, digits)} %`;
+  return share < 1 && text === number(100, digits) ? `${number(100 - least, digits)} %` : `${text} %`;
 }
 
 export function duration(seconds) {
