@@ -1,11 +1,12 @@
 """From a file renamed into the inbox to its first optimiser step, with a real `stoke up` on a tiny model.
 
-`python benchmarks/ingest.py [--lines 1000 100000] [--repeats 2]` prints JSON; about two minutes on two cores.
+`python benchmarks/ingest.py [--lines 1000 100000] [--repeats 2]` prints JSON; about three minutes on two cores.
 
 `journey`   per number of lines, of about 1 kB each, the best of some repeats: seconds from the rename to the first
             journal row and their parts, by the times that the database keeps (milliseconds), and the peak memory until
             then of the trainer (VmHWM; a process of its own, and without those that read parts of a file for it). It
-            is warm: it has trained a small file before. `peak_growth_mb` is the last number of lines less the first.
+            is warm: it has trained a small file before, and its spare has loaded. `peak_growth_mb` is the last number
+            of lines less the first.
 `ingest`    `ingest_file` alone, in this process and those it starts: seconds and processor seconds of all of them,
             beside `json.loads` of the same lines.
 `tokenise`  `Batches` alone over the rows of a file of 10,000 lines: render, tokenise, mask, pack; tokens per second and
@@ -27,6 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from restart import wait_for_spare
 from timing import machine
 
 from stokehold.core.config import Config, describe, parse_config
@@ -134,6 +136,7 @@ def journey(home: Home, file: Path) -> dict[str, Any]:
         with client(home) as jobs:
             drop(home, write_chats(home.root / "warm.jsonl", WARM_ROWS, seed=2))
             wait_for(lambda: any(j.kind == "train" and j.state == "completed" for j in jobs.list_jobs()))
+            wait_for_spare(home)  # it loads torch on the core that reads the file
             before = journal.last_step(jobs.db)
             renamed = drop(home, file)
             wait_for(lambda: journal.last_step(jobs.db) != before)
