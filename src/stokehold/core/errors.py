@@ -4,7 +4,11 @@ Every error that reaches a person is a `StokeholdError`; the command line prints
 `stoke: what happened · to what · what to do` and exits with `exit_code`.
 """
 
+import errno
+import re
 from typing import ClassVar
+
+FULL_WORDS = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
 
 
 class StokeholdError(Exception):
@@ -53,3 +57,10 @@ class NotFoundError(StokeholdError):
 
 class DivergenceError(StokeholdError):
     """A batch gave NaN, infinity or a sudden loss; no weight was changed by it."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that the file system, or the quota on it, has no room left; safetensors says it in words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, DiskFullError) or FULL_WORDS.search(str(error)) is not None

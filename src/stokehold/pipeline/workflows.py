@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from stokehold.core.errors import DiskFullError, DivergenceError, InputError
+from stokehold.core.errors import DiskFullError, DivergenceError, InputError, is_full
 from stokehold.core.records import Checkpoint, Evaluation, Job, JobState, Priority
 from stokehold.data.profile import profile_of
 from stokehold.data.tokenizer import load_tokenizer
@@ -29,7 +29,7 @@ from stokehold.store.db import control, events, job_rows, journal
 from stokehold.store.db.database import Database
 from stokehold.store.db.jobs import JobsClient, workflow
 from stokehold.store.failpoints import reach
-from stokehold.store.files import hash_file, is_full
+from stokehold.store.files import hash_file
 from stokehold.store.home import Home
 from stokehold.store.judged import evaluations
 from stokehold.store.models import references, versions

@@ -5,7 +5,6 @@ without `manifest.json` does not exist; nothing here writes into a published one
 that dies with its process, so `sweep` can tell what was left behind from what is being written.
 """
 
-import errno
 import fcntl
 import os
 import re
@@ -22,7 +21,7 @@ from uuid import uuid4
 import orjson
 from blake3 import blake3
 
-from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError
+from stokehold.core.errors import DiskFullError, IntegrityError, StokeholdError, is_full
 from stokehold.store.disk import DISK, Disk
 from stokehold.store.failpoints import reach
 
@@ -39,7 +38,6 @@ HASH_CHUNK_BYTES = 256 * 1024
 """Stays in the cache of a core; larger pieces were measured to take longer."""
 HASH = re.compile(rf"[0-9a-f]{{{HASH_HEX_CHARS}}}")
 """BLAKE3 in hex: what is none must never become a part of a path."""
-FULL_WORDS = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
 FRESH_S = 60.0
 """A staging file this young is left to its writer."""
 
@@ -133,13 +131,6 @@ def publish(
         if replaced is not None:
             disk.sync(replaced.parent)
     return whole
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether it says that the file system, or the quota on it, has no room left; safetensors says it in words."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, DiskFullError) or FULL_WORDS.search(str(error)) is not None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from stokehold.core.config import TelemetryConfig
-from stokehold.core.errors import DiskFullError, InputError, StokeholdError, UsageError
+from stokehold.core.errors import DiskFullError, InputError, StokeholdError, UsageError, is_full
 from stokehold.core.records import Session
 from stokehold.telemetry.analysis import SessionAnalysis
 from stokehold.telemetry.collapse import MAX_GAP_S, CollapseRule
@@ -32,7 +32,6 @@ from stokehold.telemetry.table import SCHEMA, header, read_table, row
 from stokehold.telemetry.workload import Workload, guessed, told
 
 METADATA_SUFFIX = "_metadata.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_GAP_INTERVALS = 3.0
 """Missing this many ticks in a row is a hole that neither energy nor a collapse is carried across."""
 
@@ -113,7 +112,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._tokens == 0 and _is_full(error):
+        if self._tokens == 0 and error is not None and is_full(error):
             self._forget()  # whoever waits for room tries again, and each try would leave one
 
     def start(self) -> None:
@@ -136,7 +135,7 @@ class Recorder:
             if self._owns_sensors:
                 close_nvidia()
             self._forget()
-            refusal = DiskFullError if _is_full(error) else StokeholdError
+            refusal = DiskFullError if is_full(error) else StokeholdError
             raise refusal(
                 f"cannot record telemetry ({error.strerror or error})", str(self.folder), "free space or choose another"
             ) from error
@@ -274,10 +273,6 @@ def _session(csv_path: Path, metadata: Mapping[str, Any]) -> Session:
         hardware=metadata["hardware"],
         summary={**metadata["summary"], "complete": metadata["complete"]},
     )
-
-
-def _is_full(error: BaseException | None) -> bool:
-    return isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _metadata_path(csv_path: Path) -> Path:

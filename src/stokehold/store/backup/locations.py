@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import orjson
 from blake3 import blake3
 
-from stokehold.core.errors import DiskFullError, IntegrityError, NotFoundError, StokeholdError, UsageError
+from stokehold.core.errors import DiskFullError, IntegrityError, NotFoundError, StokeholdError, UsageError, is_full
 from stokehold.store.backup.backups import NAME, contents, list_snapshots
 from stokehold.store.blobs import BlobStore
 from stokehold.store.disk import CHUNK_BYTES, DISK, Disk
-from stokehold.store.files import MANIFEST, STAGING, hash_file, is_full, read_manifest
+from stokehold.store.files import MANIFEST, STAGING, hash_file, read_manifest
 from stokehold.store.home import CONFIG_NAME, Home
 
 MARKER = "stokehold-backup.json"
