@@ -21,7 +21,10 @@ def drill(
     home_path: HomeOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Restores a version to a temporary place, loads it and compares what it answers; exit 1 when it differs."""
+    """Restores a version to a temporary place, loads it and compares what it answers.
+
+    Exit 1 when it differs, or when nothing was recorded to compare with.
+    """
     named = [ref] if ref else []
     become(
         Home.open(home_path), "stokehold.pipeline.drill", [*named, *flag("--device", device), *flag("--json", as_json)]
